@@ -1,0 +1,2 @@
+//! waypoint.
+fn main() {}
