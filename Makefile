@@ -1,0 +1,32 @@
+# The only task runner. Each target is one script or one cargo call.
+.PHONY: help build test demo demo-down bench check fmt docs deny clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+
+build: ## build the programs, optimised
+	cargo build --locked --profile fast --workspace --bins
+
+test: ## run every test; the closing line is `N passed, N failed`
+	@tests/run
+
+demo: ## see the mesh at work on this machine (root); KEEP=1 leaves it running
+	@tests/demo $(if $(KEEP),--keep)
+
+demo-down: ## take a demo down that was started with KEEP=1
+	@tests/demo --down
+
+bench: ## measure the mesh against plain TCP in the same run
+	@benches/run
+
+check: ## format, lints and licences, as CI does
+	@tests/check
+
+fmt: ## format the code
+	cargo fmt --all
+
+docs: ## print docs/config.md, docs/metrics.md and docs/reasons.md from the code
+	UPDATE_DOCS=1 cargo test --locked -p tests --test pure documents_are_fresh
+
+clean: ## remove what was built
+	cargo clean
