@@ -1,0 +1,392 @@
+//! Is this pod in the mesh? Decided from labels, annotations and pod facts alone.
+//!
+//! Called by the controller and by the node agent, which must agree; knows neither Kubernetes types nor files. What the
+//! pod says beats what its namespace says; on one object `none` beats `ambient`. Follows istio-cni's enrollment, with
+//! `ambit.mesh/dataplane-mode` beside Istio's label.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use crate::names::PodUid;
+
+/// Our own setting, as an annotation or a label: `ambient` or `none`.
+pub const DATAPLANE_MODE: &str = "ambit.mesh/dataplane-mode";
+
+/// Istio's setting, a label: `ambient` or `none`.
+pub const ISTIO_DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
+
+/// Annotation by which Istio marks a pod that has a sidecar of its own.
+const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
+
+/// Namespaces whose pods never join: the cluster's own and ours.
+pub const SYSTEM_NAMESPACES: [&str; 2] = ["kube-system", "ambit-system"];
+
+/// Labels and annotations of one object; absent maps are empty ones.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Metadata<'a> {
+    /// The object's labels.
+    pub labels: Option<&'a BTreeMap<String, String>>,
+    /// The object's annotations.
+    pub annotations: Option<&'a BTreeMap<String, String>>,
+}
+
+/// What the decision looks at in a pod.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct PodFacts<'a> {
+    /// The pod's namespace.
+    pub namespace: &'a str,
+    /// The pod's labels and annotations.
+    pub metadata: Metadata<'a>,
+    /// True when the pod shares its node's network (`spec.hostNetwork`).
+    pub host_network: bool,
+    /// `status.phase`; absent where nobody reports one.
+    pub phase: Option<&'a str>,
+}
+
+/// Whether a pod belongs to the mesh, and because of what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Enrollment {
+    /// In: the pod asks for it.
+    ByPod,
+    /// In: the namespace asks for it and the pod does not object.
+    ByNamespace,
+    /// Out: the pod shares its node's network, so its traffic cannot be told apart.
+    HostNetwork,
+    /// Out: the pod has a sidecar that carries its traffic.
+    Sidecar,
+    /// Out: the namespace is one that the mesh itself depends on.
+    SystemNamespace,
+    /// Out: the pod has ended.
+    Ended,
+    /// Out: the pod refuses it.
+    PodOptsOut,
+    /// Out: the namespace refuses it.
+    NamespaceOptsOut,
+    /// Out: neither pod nor namespace asks for it.
+    NotAsked,
+}
+
+/// Decides whether a pod belongs to the mesh.
+///
+/// A namespace that is not known counts as one without settings. Values other than `ambient` and `none` are no settings.
+pub fn enrollment(pod: &PodFacts<'_>, namespace: &Metadata<'_>) -> Enrollment {
+    if let Some(never) = never(pod) {
+        return never;
+    }
+    match (setting(&pod.metadata), setting(namespace)) {
+        (Some(Mode::None), _) => Enrollment::PodOptsOut,
+        (Some(Mode::Ambient), _) => Enrollment::ByPod,
+        (None, Some(Mode::None)) => Enrollment::NamespaceOptsOut,
+        (None, Some(Mode::Ambient)) => Enrollment::ByNamespace,
+        (None, None) => Enrollment::NotAsked,
+    }
+}
+
+/// The uid of a pod, or `namespace/name` where nobody gave it one (documents without Kubernetes).
+pub fn pod_uid(uid: Option<&str>, namespace: &str, name: &str) -> PodUid {
+    match uid.filter(|uid| !uid.is_empty()) {
+        Some(uid) => PodUid::new(uid),
+        None => PodUid::new(format!("{namespace}/{name}")),
+    }
+}
+
+impl Enrollment {
+    /// True when the pod belongs to the mesh.
+    pub const fn is_enrolled(self) -> bool {
+        matches!(self, Self::ByPod | Self::ByNamespace)
+    }
+
+    /// The cause in one phrase for operators.
+    pub const fn why(self) -> &'static str {
+        match self {
+            Self::ByPod => "the pod asks for it",
+            Self::ByNamespace => "the namespace asks for it",
+            Self::HostNetwork => "pods with hostNetwork cannot join",
+            Self::Sidecar => "the pod has a sidecar of its own",
+            Self::SystemNamespace => "pods of system namespaces cannot join",
+            Self::Ended => "the pod has ended",
+            Self::PodOptsOut => "the pod says none",
+            Self::NamespaceOptsOut => "the namespace says none",
+            Self::NotAsked => "neither the pod nor its namespace asks for it",
+        }
+    }
+}
+
+impl fmt::Display for Enrollment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.why())
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Ambient,
+    None,
+}
+
+fn never(pod: &PodFacts<'_>) -> Option<Enrollment> {
+    if matches!(pod.phase, Some("Succeeded" | "Failed")) {
+        return Some(Enrollment::Ended);
+    }
+    if pod.host_network {
+        return Some(Enrollment::HostNetwork);
+    }
+    if SYSTEM_NAMESPACES.contains(&pod.namespace) {
+        return Some(Enrollment::SystemNamespace);
+    }
+    value(pod.metadata.annotations, SIDECAR_STATUS).map(|_| Enrollment::Sidecar)
+}
+
+fn setting(object: &Metadata<'_>) -> Option<Mode> {
+    let said = [
+        value(object.annotations, DATAPLANE_MODE),
+        value(object.labels, DATAPLANE_MODE),
+        value(object.labels, ISTIO_DATAPLANE_MODE),
+    ];
+    if said.contains(&Some("none")) {
+        Some(Mode::None)
+    } else if said.contains(&Some("ambient")) {
+        Some(Mode::Ambient)
+    } else {
+        None
+    }
+}
+
+fn value<'a>(map: Option<&'a BTreeMap<String, String>>, key: &str) -> Option<&'a str> {
+    map?.get(key).map(String::as_str)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Pairs = &'static [(&'static str, &'static str)];
+
+    fn map(pairs: Pairs) -> BTreeMap<String, String> {
+        pairs
+            .iter()
+            .map(|(k, v)| (String::from(*k), String::from(*v)))
+            .collect()
+    }
+
+    /// Name, pod labels, pod annotations, namespace labels, namespace annotations, answer.
+    type Row = (&'static str, Pairs, Pairs, Pairs, Pairs, Enrollment);
+
+    const AMBIT: &str = DATAPLANE_MODE;
+    const ISTIO: &str = ISTIO_DATAPLANE_MODE;
+
+    const ROWS: &[Row] = &[
+        ("nothing said", &[], &[], &[], &[], Enrollment::NotAsked),
+        (
+            "pod label",
+            &[(AMBIT, "ambient")],
+            &[],
+            &[],
+            &[],
+            Enrollment::ByPod,
+        ),
+        (
+            "pod annotation",
+            &[],
+            &[(AMBIT, "ambient")],
+            &[],
+            &[],
+            Enrollment::ByPod,
+        ),
+        (
+            "pod istio label",
+            &[(ISTIO, "ambient")],
+            &[],
+            &[],
+            &[],
+            Enrollment::ByPod,
+        ),
+        (
+            "istio's key is no annotation",
+            &[],
+            &[(ISTIO, "ambient")],
+            &[],
+            &[],
+            Enrollment::NotAsked,
+        ),
+        (
+            "namespace label",
+            &[],
+            &[],
+            &[(AMBIT, "ambient")],
+            &[],
+            Enrollment::ByNamespace,
+        ),
+        (
+            "namespace annotation",
+            &[],
+            &[],
+            &[],
+            &[(AMBIT, "ambient")],
+            Enrollment::ByNamespace,
+        ),
+        (
+            "namespace istio label",
+            &[],
+            &[],
+            &[(ISTIO, "ambient")],
+            &[],
+            Enrollment::ByNamespace,
+        ),
+        (
+            "pod none beats namespace",
+            &[(ISTIO, "none")],
+            &[],
+            &[(ISTIO, "ambient")],
+            &[],
+            Enrollment::PodOptsOut,
+        ),
+        (
+            "pod ambient beats namespace",
+            &[(ISTIO, "ambient")],
+            &[],
+            &[(ISTIO, "none")],
+            &[],
+            Enrollment::ByPod,
+        ),
+        (
+            "namespace none",
+            &[],
+            &[],
+            &[(AMBIT, "none")],
+            &[],
+            Enrollment::NamespaceOptsOut,
+        ),
+        (
+            "none wins on one pod",
+            &[(ISTIO, "none")],
+            &[(AMBIT, "ambient")],
+            &[],
+            &[],
+            Enrollment::PodOptsOut,
+        ),
+        (
+            "none wins on one pod, turned",
+            &[(ISTIO, "ambient")],
+            &[(AMBIT, "none")],
+            &[],
+            &[],
+            Enrollment::PodOptsOut,
+        ),
+        (
+            "none wins on one namespace",
+            &[],
+            &[],
+            &[(ISTIO, "ambient")],
+            &[(AMBIT, "none")],
+            Enrollment::NamespaceOptsOut,
+        ),
+        (
+            "other values say nothing",
+            &[(ISTIO, "Ambient")],
+            &[],
+            &[(ISTIO, "ambient")],
+            &[],
+            Enrollment::ByNamespace,
+        ),
+        (
+            "a sidecar keeps out",
+            &[(AMBIT, "ambient")],
+            &[(SIDECAR_STATUS, "{}")],
+            &[],
+            &[],
+            Enrollment::Sidecar,
+        ),
+    ];
+
+    #[test]
+    fn settings_are_weighed_pod_first_and_none_first() {
+        for (name, labels, annotations, ns_labels, ns_annotations, want) in ROWS {
+            let maps = [labels, annotations, ns_labels, ns_annotations].map(|pairs| map(pairs));
+            let pod = PodFacts {
+                namespace: "shop",
+                metadata: Metadata {
+                    labels: Some(&maps[0]),
+                    annotations: Some(&maps[1]),
+                },
+                ..PodFacts::default()
+            };
+            let namespace = Metadata {
+                labels: Some(&maps[2]),
+                annotations: Some(&maps[3]),
+            };
+            assert_eq!(enrollment(&pod, &namespace), *want, "{name}");
+        }
+    }
+
+    #[test]
+    fn some_pods_never_join_whatever_is_said() {
+        let labels = map(&[(AMBIT, "ambient")]);
+        let metadata = Metadata {
+            labels: Some(&labels),
+            annotations: None,
+        };
+        let asking = PodFacts {
+            namespace: "shop",
+            metadata,
+            host_network: false,
+            phase: Some("Running"),
+        };
+        let cases = [
+            (asking, Enrollment::ByPod),
+            (
+                PodFacts {
+                    host_network: true,
+                    ..asking
+                },
+                Enrollment::HostNetwork,
+            ),
+            (
+                PodFacts {
+                    namespace: "kube-system",
+                    ..asking
+                },
+                Enrollment::SystemNamespace,
+            ),
+            (
+                PodFacts {
+                    namespace: "ambit-system",
+                    ..asking
+                },
+                Enrollment::SystemNamespace,
+            ),
+            (
+                PodFacts {
+                    phase: Some("Succeeded"),
+                    ..asking
+                },
+                Enrollment::Ended,
+            ),
+            (
+                PodFacts {
+                    phase: Some("Failed"),
+                    ..asking
+                },
+                Enrollment::Ended,
+            ),
+            (
+                PodFacts {
+                    phase: Some("Pending"),
+                    ..asking
+                },
+                Enrollment::ByPod,
+            ),
+        ];
+        for (pod, want) in cases {
+            assert_eq!(enrollment(&pod, &metadata), want, "{pod:?}");
+            assert_eq!(want.is_enrolled(), want == Enrollment::ByPod, "{want}");
+        }
+    }
+
+    #[test]
+    fn a_pod_without_uid_is_known_by_its_name() {
+        assert_eq!(pod_uid(Some("u-1"), "shop", "web").as_str(), "u-1");
+        assert_eq!(pod_uid(None, "shop", "web").as_str(), "shop/web");
+        assert_eq!(pod_uid(Some(""), "shop", "web").as_str(), "shop/web");
+    }
+}
