@@ -13,3 +13,4 @@ pub mod service;
 pub mod policy;
 pub mod enrollment;
 pub mod status;
+pub mod hbone;
