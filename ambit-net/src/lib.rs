@@ -3,3 +3,4 @@
 //! The order of the modules is the order of layers: a module uses those above it only.
 
 pub mod proto;
+pub mod documents;
