@@ -1,3 +1,5 @@
+//! Tables and properties of CONNECT targets.
+
 use proptest::prelude::*;
 
 use super::*;

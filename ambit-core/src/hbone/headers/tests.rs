@@ -1,3 +1,5 @@
+//! Tables and properties of the HBONE headers.
+
 use proptest::prelude::*;
 
 use super::*;
