@@ -14,3 +14,8 @@ pub mod policy;
 pub mod enrollment;
 pub mod status;
 pub mod hbone;
+pub mod view;
+pub mod balance;
+pub mod gateway;
+pub mod next_hop;
+pub mod delivery;

@@ -85,6 +85,7 @@ reasons! {
     NoHealthyEndpoint => "no_healthy_endpoint", Configuration, true, "CONNECT", "The service has no endpoint that can take the connection.", "Check the pods behind the Service and their readiness.";
     WaypointUnavailable => "waypoint_unavailable", Configuration, true, "CONNECT", "The destination is bound to a waypoint that cannot be reached, and the mesh does not go around it.", "Check the waypoint named in the log line.";
     OtherNetwork => "other_network", Configuration, false, "CONNECT", "The endpoint is on another network and no gateway leads there.", "Only one network is served today.";
+    NotServed => "not_served", Configuration, false, "-", "The destination needs something that this version does not do (PROXY protocol towards a waypoint).", "Bind the waypoint without PROXY protocol.";
     WorkloadUnknown => "workload_unknown", Mesh, true, "-", "The proxy does not know the pod that opened or receives the connection.", "Check that the controller knows the pod, with these addresses, on this node.";
     NoCertificate => "no_certificate", Mesh, true, "IDENTITY_ERROR", "The proxy holds no valid certificate for the pod's identity.", "The controller refuses to sign or is not reachable; its log names the reason.";
     LimitReached => "limit_reached", Mesh, true, "-", "A bound of the proxy is reached (connections, handshakes or streams).", "Find the client that opens so many, or raise the limit in docs/config.md.";

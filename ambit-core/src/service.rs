@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use crate::identity::SpiffeId;
 use crate::names::{NetworkAddress, NetworkId, ServiceKey, Text};
-use crate::workload::GatewayAddress;
+use crate::workload::{GatewayAddress, Workload};
 
 /// What a port carries, as its owner declares it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -186,6 +186,22 @@ impl Service {
     /// The port with this number.
     pub fn port(&self, service_port: u16) -> Option<&ServicePort> {
         self.ports.iter().find(|p| p.service_port == service_port)
+    }
+
+    /// The port on which an endpoint takes connections to one of the service's ports; none when nobody names it.
+    ///
+    /// What the endpoint says counts before what the service says.
+    pub fn target_port(&self, endpoint: &Workload, service_port: u16) -> Option<u16> {
+        let own = endpoint.services.get(&self.key).into_iter().flatten();
+        own.filter(|m| m.service_port == service_port)
+            .map(|m| m.target_port)
+            .chain(self.port(service_port).map(|p| p.target_port))
+            .find(|port| *port != 0)
+    }
+
+    /// True when clients of a namespace may address the service.
+    pub fn is_visible_to(&self, client_namespace: &str) -> bool {
+        self.visibility == Visibility::Public || *self.key.namespace == *client_namespace
     }
 
     /// Virtual addresses that are single ones, on one network.

@@ -1,0 +1,226 @@
+//! What one proxy knows of the mesh, and how it is looked up.
+//!
+//! Filled by [`update`] from xDS, read by every decision. Holds no lock and knows no wire format; `ambit-net` shares
+//! it between threads. An index never points at something that is gone, and everything holds whatever the order in
+//! which workloads, services and policies arrive.
+
+pub mod update;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+
+use ipnet::IpNet;
+
+use crate::names::{
+    ClusterId, Hostname, NamespacedName, NetworkAddress, NetworkId, ServiceKey, Text, WorkloadUid,
+};
+use crate::policy::{self, Authorization, Connection, Verdict};
+use crate::reason::Reason;
+use crate::service::Service;
+use crate::workload::Workload;
+
+/// What one proxy knows of the mesh.
+#[derive(Debug)]
+pub struct MeshView {
+    network: NetworkId,
+    cluster: ClusterId,
+    workloads: HashMap<WorkloadUid, Arc<Workload>>,
+    /// Workloads by address, the one that answers first; a list is never empty.
+    by_address: HashMap<NetworkAddress, Vec<Arc<Workload>>>,
+    services: HashMap<ServiceKey, Entry>,
+    /// Services by single virtual address, sorted by key; a list is never empty.
+    by_vip: HashMap<NetworkAddress, Vec<Arc<Service>>>,
+    /// Virtual addresses that are ranges, sorted by key.
+    ranges: Vec<Range>,
+    /// Services by host name, sorted by key; a list is never empty.
+    by_hostname: HashMap<Hostname, Vec<Arc<Service>>>,
+    policies: HashMap<NamespacedName, Arc<Authorization>>,
+    global_policies: BTreeMap<NamespacedName, Arc<Authorization>>,
+    namespace_policies: HashMap<Text, BTreeMap<NamespacedName, Arc<Authorization>>>,
+}
+
+/// A service and the workloads that say they are its endpoints; either may be known first.
+#[derive(Debug, Default)]
+struct Entry {
+    service: Option<Arc<Service>>,
+    /// Sorted by uid.
+    endpoints: Vec<Arc<Workload>>,
+}
+
+#[derive(Debug)]
+struct Range {
+    network: NetworkId,
+    net: IpNet,
+    service: Arc<Service>,
+}
+
+/// Why the policies of a workload cannot be told: nothing may be let through to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PolicyGap {
+    /// The workload refers to policies that have not arrived.
+    NotSynced(Vec<NamespacedName>),
+    /// The controller says that the workload's policies hold something that it could not express.
+    Unreadable,
+}
+
+impl MeshView {
+    /// A view that knows nothing yet but where its proxy is.
+    pub fn new(network: NetworkId, cluster: ClusterId) -> Self {
+        Self {
+            network,
+            cluster,
+            workloads: HashMap::new(),
+            by_address: HashMap::new(),
+            services: HashMap::new(),
+            by_vip: HashMap::new(),
+            ranges: Vec::new(),
+            by_hostname: HashMap::new(),
+            policies: HashMap::new(),
+            global_policies: BTreeMap::new(),
+            namespace_policies: HashMap::new(),
+        }
+    }
+
+    /// The network of the proxy.
+    pub fn network(&self) -> &NetworkId {
+        &self.network
+    }
+
+    /// The workload with this key.
+    pub fn workload(&self, uid: &WorkloadUid) -> Option<&Arc<Workload>> {
+        self.workloads.get(uid)
+    }
+
+    /// A pod of the proxy's cluster.
+    pub fn pod(&self, namespace: &str, name: &str) -> Option<&Arc<Workload>> {
+        self.workload(&WorkloadUid::pod(&self.cluster, namespace, name))
+    }
+
+    /// The workload with this address; of several, one that is HBONE before one that is not, then a healthy one, then the
+    /// one that was written last.
+    pub fn workload_at(&self, address: &NetworkAddress) -> Option<&Arc<Workload>> {
+        self.by_address.get(address)?.first()
+    }
+
+    /// The service with this key.
+    pub fn service(&self, key: &ServiceKey) -> Option<&Arc<Service>> {
+        self.services.get(key)?.service.as_ref()
+    }
+
+    /// The service that a client of a namespace means by an address.
+    ///
+    /// A single virtual address counts before a range. Of several services the client's own namespace counts first, then
+    /// the longest range, then the canonical one; services that are not visible to the client do not count.
+    pub fn service_at(&self, client: &str, address: &NetworkAddress) -> Option<&Arc<Service>> {
+        let single = self
+            .by_vip
+            .get(address)
+            .and_then(|found| preferred(found, client));
+        single.or_else(|| self.service_around(client, address))
+    }
+
+    /// The service that a client of a namespace means by a host name: its own namespace's, then the canonical one.
+    pub fn service_named(&self, client: &str, host: &Hostname) -> Option<&Arc<Service>> {
+        preferred(self.by_hostname.get(host)?, client)
+    }
+
+    /// The workloads that are endpoints of a service, sorted by uid; also of a service that has not arrived yet.
+    pub fn endpoints(&self, key: &ServiceKey) -> &[Arc<Workload>] {
+        self.services.get(key).map_or(&[], |entry| &entry.endpoints)
+    }
+
+    /// The policy with this name.
+    pub fn policy(&self, name: &NamespacedName) -> Option<&Arc<Authorization>> {
+        self.policies.get(name)
+    }
+
+    /// The policies that select a workload, dry runs among them: the mesh's, its namespace's and those that it names.
+    ///
+    /// # Errors
+    /// When they are not all known or not all understood; then no connection to the workload may be let through.
+    pub fn policies_for(&self, workload: &Workload) -> Result<Vec<&Authorization>, PolicyGap> {
+        if workload.policy_unreadable {
+            return Err(PolicyGap::Unreadable);
+        }
+        let namespace = self.namespace_policies.get(&workload.namespace).into_iter();
+        let mut found: Vec<&Authorization> = self
+            .global_policies
+            .values()
+            .chain(namespace.flat_map(BTreeMap::values))
+            .map(|policy| &**policy)
+            .collect();
+        let mut missing = Vec::new();
+        for name in &workload.authorization_policies {
+            match self.policies.get(name) {
+                Some(policy) => found.push(policy),
+                None => missing.push(name.clone()),
+            }
+        }
+        if missing.is_empty() {
+            Ok(found)
+        } else {
+            Err(PolicyGap::NotSynced(missing))
+        }
+    }
+
+    /// Decides whether a connection to a workload is let through.
+    pub fn authorize(&self, workload: &Workload, connection: &Connection<'_>) -> Verdict {
+        match self.policies_for(workload) {
+            Ok(policies) => policy::authorize(policies, connection),
+            Err(PolicyGap::NotSynced(names)) => Verdict::Deny(Reason::PolicyNotSynced, names),
+            Err(PolicyGap::Unreadable) => Verdict::Deny(Reason::PolicyUnreadable, Vec::new()),
+        }
+    }
+
+    /// All workloads, sorted by uid.
+    pub fn workloads(&self) -> Vec<&Arc<Workload>> {
+        sorted(self.workloads.values(), |workload| &workload.uid)
+    }
+
+    /// All services, sorted by key.
+    pub fn services(&self) -> Vec<&Arc<Service>> {
+        let known = self
+            .services
+            .values()
+            .filter_map(|entry| entry.service.as_ref());
+        sorted(known, |service| &service.key)
+    }
+
+    /// All policies, sorted by name.
+    pub fn policies(&self) -> Vec<&Arc<Authorization>> {
+        sorted(self.policies.values(), |policy| &policy.name)
+    }
+
+    fn service_around(&self, client: &str, address: &NetworkAddress) -> Option<&Arc<Service>> {
+        self.ranges
+            .iter()
+            .filter(|r| r.network == address.network && r.net.contains(&address.ip))
+            .filter(|r| r.service.is_visible_to(client))
+            .min_by_key(|r| {
+                let (foreign, canonical) = (is_foreign(&r.service, client), r.service.canonical);
+                (foreign, Reverse(r.net.prefix_len()), !canonical)
+            })
+            .map(|r| &r.service)
+    }
+}
+
+fn preferred<'a>(services: &'a [Arc<Service>], client: &str) -> Option<&'a Arc<Service>> {
+    services
+        .iter()
+        .filter(|service| service.is_visible_to(client))
+        .min_by_key(|service| (is_foreign(service, client), !service.canonical))
+}
+
+fn is_foreign(service: &Service, client: &str) -> bool {
+    *service.key.namespace != *client
+}
+
+fn sorted<'a, T, K: Ord + 'a>(
+    all: impl Iterator<Item = &'a Arc<T>>,
+    key: impl Fn(&'a Arc<T>) -> &'a K,
+) -> Vec<&'a Arc<T>> {
+    let mut all: Vec<_> = all.collect();
+    all.sort_by(|a, b| key(a).cmp(key(b)));
+    all
+}
