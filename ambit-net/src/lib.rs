@@ -1,6 +1,13 @@
 //! The async machinery that Ambit's proxies share.
 //!
-//! The order of the modules is the order of layers: a module uses those above it only.
+//! The order of the modules is the order of layers: a module uses those above it only. Only `sockopt`, `netns` and
+//! `handoff` touch the kernel beyond what tokio does; `serve` merely names its error numbers.
 
+pub mod backoff;
+pub mod tasks;
+pub mod serve;
+pub mod sockopt;
+pub mod netns;
+pub mod handoff;
 pub mod proto;
 pub mod documents;
