@@ -1,0 +1,41 @@
+//! Tests of the whole data path in network namespaces. `cargo test -p tests --test netns [NAME]`.
+//!
+//! The program runs itself again inside private namespaces before any thread exists, so a crash leaves nothing behind.
+
+#[path = "netns/world.rs"]
+mod world;
+
+use std::process::ExitCode;
+
+use libtest_mimic::{Arguments, Trial};
+use tests::failure::Outcome;
+use tests::sandbox::{self, Place};
+
+/// A test: what it claims, and how to see it.
+type Claim = (&'static str, fn() -> Outcome);
+
+fn main() -> ExitCode {
+    match sandbox::enter() {
+        Ok(Place::Ended(code)) => code,
+        Ok(Place::Inside(args)) => {
+            libtest_mimic::run(&Arguments::from_iter(args), trials()).exit_code()
+        }
+        Err(cause) => {
+            eprintln!("the namespace tests cannot run here: {cause}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn trials() -> Vec<Trial> {
+    let subjects: [(&str, &[Claim]); 1] = [("world", world::CLAIMS)];
+    let mut trials = Vec::new();
+    for (subject, claims) in subjects {
+        for (name, test) in claims {
+            trials.push(Trial::test(format!("{subject}::{name}"), || {
+                test().map_err(Into::into)
+            }));
+        }
+    }
+    trials
+}
