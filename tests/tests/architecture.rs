@@ -61,6 +61,7 @@ pub(crate) const RULES: &[CrateRule] = &[
             "tower",
             "tracing",
             "tracing-subscriber",
+            "x509-parser",
         ],
         must_not_know: "Kubernetes objects, pods",
     },
