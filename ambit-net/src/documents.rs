@@ -51,7 +51,7 @@ pub struct Document {
 }
 
 /// What is wrong with the directory, a file or a document.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Problem {
     /// The file, or the directory itself.
     pub file: Arc<Path>,
@@ -61,22 +61,15 @@ pub struct Problem {
     pub cause: String,
     /// True when what the file said before stays in force.
     pub previous_in_force: bool,
-    /// The document that cannot be parsed, as it stands in the file.
-    pub broken: Option<BrokenDocument>,
-}
-
-/// Text that should have been a document.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct BrokenDocument {
-    /// Line of the file on which it begins, counted from 1.
-    pub line: usize,
-    /// The text.
-    pub text: Arc<str>,
+    /// What can be read of a document that cannot be parsed: its top-level fields above the fault.
+    pub head: Option<Document>,
 }
 
 /// What a directory says at one moment.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Snapshot {
+    /// False until the directory could be read for the first time.
+    pub complete: bool,
     /// Documents in force, by file name and line.
     pub documents: Vec<Arc<Document>>,
     /// What is wrong now, by file name and line. Each is logged once, when it appears.

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::split;
-use super::{BrokenDocument, Document, Limits, Problem, Snapshot};
+use super::{Document, Limits, Problem, Snapshot};
 
 /// Everything that changes when a file's content does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +69,7 @@ impl Scanner {
     pub(super) fn snapshot(&self) -> Snapshot {
         let files = self.files.values();
         Snapshot {
+            complete: !self.first_look,
             documents: files.clone().flat_map(|f| &f.documents).cloned().collect(),
             problems: self
                 .unreadable
@@ -178,21 +179,19 @@ impl FileState {
         }
         let (mut documents, mut problems) = (Vec::new(), Vec::new());
         for piece in split::documents(text) {
+            let document = |value| Document {
+                file: Arc::clone(&file),
+                line: piece.line,
+                value,
+            };
             match piece.parsed {
-                Ok(value) => documents.push(Arc::new(Document {
-                    file: Arc::clone(&file),
-                    line: piece.line,
-                    value,
-                })),
+                Ok(value) => documents.push(Arc::new(document(value))),
                 Err(fault) => problems.push(Problem {
                     file: Arc::clone(&file),
                     line: Some(fault.line),
                     cause: fault.cause,
                     previous_in_force: self.good,
-                    broken: Some(BrokenDocument {
-                        line: piece.line,
-                        text: piece.text.into(),
-                    }),
+                    head: fault.head.map(document),
                 }),
             }
         }
@@ -273,7 +272,7 @@ fn problem(file: &Arc<Path>, cause: String, previous_in_force: bool) -> Problem 
         line: None,
         cause,
         previous_in_force,
-        broken: None,
+        head: None,
     }
 }
 

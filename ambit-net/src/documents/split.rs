@@ -7,11 +7,9 @@ use serde_json::Value;
 
 /// A document or why it is none.
 #[derive(Debug)]
-pub(super) struct Piece<'a> {
+pub(super) struct Piece {
     /// Line on which its content begins, counted from 1.
     pub(super) line: usize,
-    /// The text between two markers.
-    pub(super) text: &'a str,
     /// What the text says.
     pub(super) parsed: Result<Value, Fault>,
 }
@@ -23,17 +21,20 @@ pub(super) struct Fault {
     pub(super) line: usize,
     /// The parser's word.
     pub(super) cause: String,
+    /// The fields of the document above the fault.
+    pub(super) head: Option<Value>,
 }
 
+/// How many of the top-level fields above a fault are given up to find a readable head.
+const MAX_GIVEN_UP: usize = 16;
+
 /// Cuts a file into documents and parses each; empty documents are left out.
-pub(super) fn documents(text: &str) -> Vec<Piece<'_>> {
+pub(super) fn documents(text: &str) -> Vec<Piece> {
     cut(text)
         .into_iter()
-        .map(|(first, text)| (first + blank_lines(text), first, text))
-        .map(|(line, first, text)| Piece {
-            line,
-            text,
-            parsed: parse(text, first),
+        .map(|(first, text)| Piece {
+            line: first + blank_lines(text),
+            parsed: read(text, first),
         })
         .filter(|piece| !matches!(piece.parsed, Ok(Value::Null)))
         .collect()
@@ -72,18 +73,42 @@ fn blank_lines(text: &str) -> usize {
         .count()
 }
 
-fn parse(text: &str, first: usize) -> Result<Value, Fault> {
+/// Parses a text whose first line is line `first` of its file.
+fn read(text: &str, first: usize) -> Result<Value, Fault> {
+    parse(text).map_err(|error| {
+        let line = error.location().map_or(1, |at| at.line());
+        let line = usize::try_from(line).unwrap_or(1);
+        Fault {
+            line: first + line.saturating_sub(1),
+            cause: one_line(&error.to_string()),
+            head: head(text, line),
+        }
+    })
+}
+
+fn parse(text: &str) -> Result<Value, serde_saphyr::Error> {
     if text.trim().is_empty() {
         return Ok(Value::Null);
     }
-    let options = serde_saphyr::options! { with_snippet: false };
-    serde_saphyr::from_str_with_options(text, options).map_err(|error| Fault {
-        line: error
-            .location()
-            .and_then(|at| usize::try_from(at.line()).ok())
-            .map_or(first, |line| first + line.saturating_sub(1)),
-        cause: one_line(&error.to_string()),
-    })
+    // As in YAML 1.2, so that a pod may be called `n`: only `true` and `false` are booleans.
+    let options = serde_saphyr::options! { with_snippet: false, strict_booleans: true };
+    serde_saphyr::from_str_with_options(text, options)
+}
+
+/// The mapping above line `fault`, without the field that has the fault in it.
+fn head(text: &str, fault: usize) -> Option<Value> {
+    let mut at = 0;
+    let mut fields = Vec::new();
+    for line in text.split_inclusive('\n').take(fault) {
+        if line.starts_with(|c: char| !c.is_whitespace() && c != '#') {
+            fields.push(at);
+        }
+        at += line.len();
+    }
+    let above = fields.iter().rev().take(MAX_GIVEN_UP);
+    above
+        .filter_map(|end| parse(text.get(..*end)?).ok())
+        .find(Value::is_object)
 }
 
 fn one_line(text: &str) -> String {

@@ -114,14 +114,17 @@ fn a_broken_file_keeps_its_documents_and_reports_once() {
 #[test]
 fn a_file_that_never_was_whole_gives_its_readable_documents() {
     let dir = Dir::new();
-    dir.write("a.yaml", "a: 1\n---\nkind: K\nspec: {\n---\nc: 1\n");
+    dir.write(
+        "a.yaml",
+        "a: 1\n---\nkind: K\nmetadata:\n  name: n\nspec: {\n---\nc: 1\n",
+    );
     let mut scanner = dir.scanner();
     settle(&mut scanner);
     assert_eq!(values(&scanner), [json!({"a": 1}), json!({"c": 1})]);
     let problems = scanner.snapshot().problems;
-    let broken = problems[0].broken.as_ref().unwrap();
-    assert_eq!((problems.len(), broken.line), (1, 3));
-    assert_eq!(broken.text.trim(), "kind: K\nspec: {");
+    let head = problems[0].head.as_ref().unwrap();
+    assert_eq!((problems.len(), head.line), (1, 3));
+    assert_eq!(head.value, json!({"kind": "K", "metadata": {"name": "n"}}));
     assert!(!problems[0].previous_in_force);
 }
 
@@ -171,7 +174,11 @@ fn files_that_vanish_take_their_documents_along() {
         "an editor may be replacing it"
     );
     scanner.look();
-    assert_eq!(scanner.snapshot(), Snapshot::default());
+    let empty = Snapshot {
+        complete: true,
+        ..Snapshot::default()
+    };
+    assert_eq!(scanner.snapshot(), empty);
 }
 
 #[test]
@@ -280,7 +287,7 @@ fn text_that_is_no_yaml_is_a_problem_and_no_crash() {
 async fn next_answers_at_once_and_then_on_changes() {
     let dir = Dir::new();
     let mut directory = Directory::new(&dir.0, Limits::default());
-    assert_eq!(directory.next().await, Snapshot::default());
+    assert!(directory.next().await.complete);
     dir.write("a.yaml", "a: 1\n");
     let changed = tokio::time::timeout(Duration::from_secs(2), directory.next()).await;
     assert_eq!(changed.unwrap().documents.len(), 1);
