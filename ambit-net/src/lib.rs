@@ -11,5 +11,6 @@ pub mod sockopt;
 pub mod netns;
 pub mod handoff;
 pub mod proto;
+pub mod wire;
 pub mod documents;
 pub mod tls;
