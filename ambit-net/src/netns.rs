@@ -18,6 +18,7 @@ use std::thread;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::fstat;
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use tokio::sync::oneshot;
 use tracing::error;
 
@@ -115,8 +116,7 @@ impl Netns {
             source,
         };
         let what = read_link(&path).map_err(open_error)?;
-        // Only the kernel gives such a name; names of files begin with a slash.
-        if !what.as_os_str().as_encoded_bytes().starts_with(b"net:[") {
+        if !is_netns(&file, &what).map_err(open_error)? {
             return Err(NetnsError::NotANetns { what });
         }
         let stat = fstat(&file).map_err(|errno| open_error(errno.into()))?;
@@ -210,6 +210,26 @@ impl AsFd for Netns {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
+}
+
+/// Tells network namespaces from everything else. `what` is the name of the open file.
+///
+/// Opened below /proc, the kernel names it by its kind (names of files begin with a slash). Opened by a file on which it
+/// is mounted, as `ip netns` does, it bears that file's name; then only setns(2) knows, which refuses the wrong kind
+/// before it asks for privilege, and which must not move this thread.
+fn is_netns(file: &OwnedFd, what: &Path) -> io::Result<bool> {
+    if what.as_os_str().as_encoded_bytes().starts_with(b"net:[") {
+        return Ok(true);
+    }
+    if fstatfs(file)?.filesystem_type() != NSFS_MAGIC {
+        return Ok(false);
+    }
+    thread::scope(|scope| {
+        let probe = thread::Builder::new()
+            .name("netns-probe".to_owned())
+            .spawn_scoped(scope, || setns(file, CloneFlags::CLONE_NEWNET))?;
+        Ok(!matches!(probe.join(), Ok(Err(Errno::EINVAL)) | Err(_)))
+    })
 }
 
 thread_local! {
