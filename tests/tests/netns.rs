@@ -4,6 +4,10 @@
 
 #[path = "netns/world.rs"]
 mod world;
+#[path = "netns/stand_in.rs"]
+mod stand_in;
+#[path = "netns/redirect.rs"]
+mod redirect;
 
 use std::process::ExitCode;
 
@@ -28,7 +32,8 @@ fn main() -> ExitCode {
 }
 
 fn trials() -> Vec<Trial> {
-    let subjects: [(&str, &[Claim]); 1] = [("world", world::CLAIMS)];
+    let subjects: [(&str, &[Claim]); 2] =
+        [("world", world::CLAIMS), ("redirect", redirect::CLAIMS)];
     let mut trials = Vec::new();
     for (subject, claims) in subjects {
         for (name, test) in claims {
