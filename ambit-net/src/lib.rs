@@ -10,6 +10,7 @@ pub mod serve;
 pub mod sockopt;
 pub mod netns;
 pub mod handoff;
+pub mod shared_view;
 pub mod proto;
 pub mod wire;
 pub mod documents;
