@@ -1,3 +1,5 @@
+//! Claims about packets, descriptors and the listening socket of the handoff.
+
 use std::fs::File;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;

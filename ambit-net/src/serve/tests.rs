@@ -1,3 +1,5 @@
+//! Claims about the accept loop: its tasks, its limit, its end.
+
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::timeout;
 

@@ -1,3 +1,5 @@
+//! Claims about socket options, on loopback and without privileges.
+
 use std::net::Ipv6Addr;
 
 use tokio::net::TcpListener;

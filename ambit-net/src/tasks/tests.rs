@@ -1,3 +1,5 @@
+//! Claims about stopping, draining, cutting and panicking tasks.
+
 use std::sync::Mutex;
 
 use tokio::sync::oneshot;
