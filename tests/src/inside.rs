@@ -2,30 +2,24 @@
 //!
 //! Called by `app.rs`, `scrape.rs` and the tests. Knows nothing of pods or of the mesh.
 
-use std::fs::File;
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sched::{CloneFlags, setns};
+use ambit_net::netns::Netns;
 
-use crate::failure::{Context as _, Failure, Outcome};
+use crate::failure::{Context as _, Outcome};
 
 /// How long a connect, a read or a write of a test may take before it counts as hanging.
 pub const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Runs `work` on a thread of its own that has entered the namespace at `netns`.
+/// Runs `make` with the calling thread in the namespace at `netns`.
 ///
 /// # Errors
-/// When the namespace cannot be entered, or what `work` returns.
-pub fn inside<T: Send>(netns: &Path, work: impl FnOnce() -> Outcome<T> + Send) -> Outcome<T> {
-    let enter_and_work = || {
-        let handle = File::open(netns).context(netns.display())?;
-        setns(handle, CloneFlags::CLONE_NEWNET).context("enter the namespace")?;
-        work()
-    };
-    std::thread::scope(|scope| scope.spawn(enter_and_work).join())
-        .unwrap_or_else(|_panic| Err(Failure::new("the work in the namespace panicked")))
+/// When the namespace cannot be entered, or what `make` returns.
+pub fn inside<T>(netns: &Path, make: impl FnOnce() -> Outcome<T>) -> Outcome<T> {
+    let namespace = Netns::open(netns).context(netns.display())?;
+    namespace.run_in_place(make).context(netns.display())?
 }
 
 /// A listener in the namespace.

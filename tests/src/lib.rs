@@ -28,3 +28,6 @@ pub mod netns;
 pub mod inside;
 pub mod capture;
 pub mod app;
+pub mod scrape;
+pub mod manifests;
+pub mod node;

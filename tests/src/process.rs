@@ -77,6 +77,13 @@ impl Launch {
         self
     }
 
+    /// With these variables.
+    #[must_use]
+    pub fn envs(mut self, settings: &[(String, String)]) -> Self {
+        self.env.extend(settings.iter().cloned());
+        self
+    }
+
     /// For so long; [`Life::Owned`] unless said.
     #[must_use]
     pub fn for_life(mut self, life: Life) -> Self {

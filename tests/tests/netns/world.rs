@@ -1,12 +1,17 @@
 //! The harness itself: what a test may rely on without any mesh.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
+use tests::app::load::Measured;
 use tests::app::{Manner, Server, ask};
 use tests::capture::Capture;
-use tests::command::{output_in, run};
+use tests::command::{output_in, run, run_in};
 use tests::failure::{Context as _, Outcome, ensure, ensure_eq};
 use tests::netns::{Addresses, World};
+use tests::node::program;
+use tests::poll::SOON;
+use tests::process::Launch;
 use tests::sandbox::scratch;
 
 use crate::Claim;
@@ -31,6 +36,10 @@ pub(crate) const CLAIMS: &[Claim] = &[
     (
         "a_visit_is_remembered_and_absence_is_proved",
         a_visit_is_remembered_and_absence_is_proved,
+    ),
+    (
+        "load_is_generated_and_measured",
+        load_is_generated_and_measured,
     ),
 ];
 
@@ -139,4 +148,38 @@ fn a_visit_is_remembered_and_absence_is_proved() -> Outcome {
         server.untouched_since(1).is_err(),
         "a visit after the first must count",
     )
+}
+
+fn load_is_generated_and_measured() -> Outcome {
+    let world = World::new("load", 2)?;
+    let (client, server) = (world.add_pod(0, "client")?, world.add_pod(1, "server")?);
+    let app = program("ambit-test-app")?;
+    let mut servers = Vec::new();
+    for (kind, port) in [("bulk", "9001"), ("requests", "9002")] {
+        let log = scratch().join("logs").join(format!("load-{kind}.log"));
+        let launch = Launch::new(kind, &app, log).in_netns(&server.netns);
+        let mut process = launch.args(["serve", kind, port]).start()?;
+        process.wait_for_line(SOON, |line| line.starts_with("listening"))?;
+        servers.push(process);
+    }
+    let span = "0.05";
+    for (kind, port, count) in [
+        ("bulk", 9001, None),
+        ("requests", 9002, Some("4")),
+        ("connections", 9002, Some("2")),
+    ] {
+        let to = SocketAddr::from((server.addresses.v6, port)).to_string();
+        let words = ["load", kind, &to, span].into_iter().chain(count);
+        let said = run_in(&client.netns, &app.display().to_string(), words)?;
+        let measured: Measured = serde_json::from_str(&said).context(said)?;
+        ensure(
+            measured.bytes > 0 && measured.seconds >= 0.05,
+            format_args!("{kind}: {measured:?}"),
+        )?;
+        ensure(
+            (measured.requests > 0) == count.is_some(),
+            format_args!("{kind}: {measured:?}"),
+        )?;
+    }
+    Ok(())
 }
