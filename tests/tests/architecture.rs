@@ -39,6 +39,7 @@ pub(crate) const RULES: &[CrateRule] = &[
             "http-body-util",
             "hyper",
             "hyper-util",
+            "ipnet",
             "metrics",
             "metrics-exporter-prometheus",
             "nix",
@@ -235,9 +236,13 @@ fn every_file_says_what_it_is() {
 
 #[test]
 fn files_stay_short() {
-    for file in
-        all_sources().filter(|f| !f.path.starts_with("tests/") && !f.path.ends_with("/tests.rs"))
-    {
+    // Generated files say so in their first line, and who writes them decides on their length.
+    let is_exempt = |f: &Source| {
+        f.path.starts_with("tests/")
+            || f.path.ends_with("/tests.rs")
+            || f.whole.starts_with("//! Generated from ")
+    };
+    for file in all_sources().filter(|f| !is_exempt(f)) {
         let lines = file.code.lines().count();
         assert!(
             lines <= MAX_LINES,
