@@ -9,6 +9,7 @@ mod fields;
 pub mod workload;
 pub mod service;
 pub mod policy;
+pub mod handoff;
 
 use std::net::IpAddr;
 
