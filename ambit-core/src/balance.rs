@@ -173,3 +173,6 @@ fn is_same(scope: Scope, a: &Workload, b: &Workload) -> bool {
         Scope::Network => a.network == b.network,
     }
 }
+
+#[cfg(test)]
+mod tests;

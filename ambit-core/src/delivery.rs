@@ -136,3 +136,6 @@ fn into_app(pod: &Workload, to: SocketAddr) -> Result<SocketAddr, Reason> {
         }) => Err(Reason::NotServed),
     }
 }
+
+#[cfg(test)]
+mod tests;

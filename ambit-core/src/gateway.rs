@@ -123,3 +123,6 @@ fn reach_workload<'v>(
         expect: identities(workload, None),
     })
 }
+
+#[cfg(test)]
+mod tests;

@@ -19,3 +19,6 @@ pub mod balance;
 pub mod gateway;
 pub mod next_hop;
 pub mod delivery;
+
+#[cfg(test)]
+mod testing;

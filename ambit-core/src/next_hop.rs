@@ -111,8 +111,8 @@ fn to_workload(view: &MeshView, workload: &Arc<Workload>, journey: &Journey<'_>)
 }
 
 fn to_service(view: &MeshView, service: &Arc<Service>, journey: &Journey<'_>) -> Decision {
-    let waypoints = waypoints(service, journey.roll);
-    if !waypoints.is_empty() {
+    if service.waypoint.is_some() || !service.weighted_waypoints.is_empty() {
+        let waypoints = waypoints(service, journey.roll);
         return through_waypoint(view, &waypoints, Some(service), journey);
     }
     let Journey {
@@ -254,3 +254,6 @@ fn is_own(source: &Workload, ip: IpAddr) -> bool {
         || ip.is_unspecified()
         || source.addresses.iter().any(|own| own.to_canonical() == ip)
 }
+
+#[cfg(test)]
+mod tests;

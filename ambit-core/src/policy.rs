@@ -289,3 +289,6 @@ impl StringMatch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -224,3 +224,6 @@ fn sorted<'a, T, K: Ord + 'a>(
     all.sort_by(|a, b| key(a).cmp(key(b)));
     all
 }
+
+#[cfg(test)]
+mod tests;

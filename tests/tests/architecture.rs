@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::source::{Source, root, sources, text, without_comments};
+use crate::source::{Source, before_tests, root, sources, text, without_comments};
 
 /// What one crate may name in its manifest.
 pub(crate) struct CrateRule {
@@ -197,7 +197,7 @@ fn modules_use_layers_above_them_only() {
         if !root().join(&crate_root).exists() {
             continue;
         }
-        let layers = module_order(&text(&crate_root));
+        let layers = module_order(&before_tests(&text(&crate_root)));
         let level: BTreeMap<&str, usize> = layers
             .iter()
             .enumerate()

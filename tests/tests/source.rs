@@ -71,7 +71,7 @@ fn walk(folder: &Path, into: &mut Vec<PathBuf>) {
 }
 
 /// Cuts a file at its tests, which stand last.
-fn before_tests(whole: &str) -> String {
+pub(crate) fn before_tests(whole: &str) -> String {
     match whole.find("\n#[cfg(test)]\nmod ") {
         Some(at) => whole[..=at].to_owned(),
         None => whole.to_owned(),
