@@ -3,6 +3,7 @@
 //! The order of the modules is the order of layers: a module uses those above it only. Only `sockopt`, `netns` and
 //! `handoff` touch the kernel beyond what tokio does; `serve` merely names its error numbers.
 
+pub mod env;
 pub(crate) mod blocks;
 pub mod backoff;
 pub mod tasks;
