@@ -16,3 +16,4 @@ pub mod proto;
 pub mod wire;
 pub mod documents;
 pub mod tls;
+pub mod certs;
