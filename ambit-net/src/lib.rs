@@ -16,4 +16,5 @@ pub mod proto;
 pub mod wire;
 pub mod documents;
 pub mod tls;
+pub mod grpc;
 pub mod certs;
