@@ -31,3 +31,4 @@ pub mod app;
 pub mod scrape;
 pub mod manifests;
 pub mod node;
+pub mod demo;
