@@ -4,6 +4,7 @@
 //! `handoff` touch the kernel beyond what tokio does; `serve` merely names its error numbers.
 
 pub mod env;
+pub mod telemetry;
 pub(crate) mod blocks;
 pub mod backoff;
 pub mod tasks;

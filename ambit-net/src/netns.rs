@@ -11,7 +11,6 @@ use std::fs::{File, read_link};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process;
 use std::sync::Arc;
 use std::thread;
 
@@ -20,7 +19,8 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use tokio::sync::oneshot;
-use tracing::error;
+
+use crate::telemetry;
 
 /// The namespace of the calling thread, whichever thread that is.
 const OWN: &str = "/proc/thread-self/ns/net";
@@ -258,8 +258,9 @@ struct ComeBack<'a>(&'a Home);
 impl Drop for ComeBack<'_> {
     fn drop(&mut self) {
         if let Err(failure) = self.0.netns().and_then(Netns::enter) {
-            error!(error = %failure, "cannot return from a pod's network namespace; aborting");
-            process::abort();
+            telemetry::die(&format!(
+                "cannot return from a pod's network namespace: {failure}"
+            ));
         }
         self.0.away.set(false);
     }
