@@ -259,14 +259,9 @@ impl<'a> Facts<'a> {
 
     /// A rule that matches *because* there is no identity is how STRICT is written: `not_principals: [presence]`.
     fn denied_because(&self, rule: &Rule) -> Reason {
-        let asks_for_identity =
-            |m: &Match| m.not_principals.contains(&StringMatch::Presence) && self.fit(m);
-        let strict = rule
-            .clauses
-            .iter()
-            .flat_map(|c| &c.matches)
-            .any(asks_for_identity);
-        if strict && self.peer.is_none() {
+        let wants_identity = |m: &Match| m.not_principals.contains(&StringMatch::Presence);
+        let mut matches = rule.clauses.iter().flat_map(|clause| &clause.matches);
+        if matches.any(|m| wants_identity(m) && self.fit(m)) {
             Reason::PlaintextRefused
         } else {
             Reason::PolicyDenied

@@ -7,7 +7,7 @@
 pub mod update;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -21,23 +21,26 @@ use crate::service::Service;
 use crate::workload::Workload;
 
 /// What one proxy knows of the mesh.
+///
+/// Ordered maps throughout: dumps are in order, and no change is ever slow because a table grows (a hash table of 100,000
+/// entries takes milliseconds for that, in which no connection could be decided).
 #[derive(Debug)]
 pub struct MeshView {
     network: NetworkId,
     cluster: ClusterId,
-    workloads: HashMap<WorkloadUid, Arc<Workload>>,
+    workloads: BTreeMap<WorkloadUid, Arc<Workload>>,
     /// Workloads by address, the one that answers first; a list is never empty.
-    by_address: HashMap<NetworkAddress, Vec<Arc<Workload>>>,
-    services: HashMap<ServiceKey, Entry>,
+    by_address: BTreeMap<NetworkAddress, Vec<Arc<Workload>>>,
+    services: BTreeMap<ServiceKey, Entry>,
     /// Services by single virtual address, sorted by key; a list is never empty.
-    by_vip: HashMap<NetworkAddress, Vec<Arc<Service>>>,
+    by_vip: BTreeMap<NetworkAddress, Vec<Arc<Service>>>,
     /// Virtual addresses that are ranges, sorted by key.
     ranges: Vec<Range>,
     /// Services by host name, sorted by key; a list is never empty.
-    by_hostname: HashMap<Hostname, Vec<Arc<Service>>>,
-    policies: HashMap<NamespacedName, Arc<Authorization>>,
+    by_hostname: BTreeMap<Hostname, Vec<Arc<Service>>>,
+    policies: BTreeMap<NamespacedName, Arc<Authorization>>,
     global_policies: BTreeMap<NamespacedName, Arc<Authorization>>,
-    namespace_policies: HashMap<Text, BTreeMap<NamespacedName, Arc<Authorization>>>,
+    namespace_policies: BTreeMap<Text, BTreeMap<NamespacedName, Arc<Authorization>>>,
 }
 
 /// A service and the workloads that say they are its endpoints; either may be known first.
@@ -70,15 +73,15 @@ impl MeshView {
         Self {
             network,
             cluster,
-            workloads: HashMap::new(),
-            by_address: HashMap::new(),
-            services: HashMap::new(),
-            by_vip: HashMap::new(),
+            workloads: BTreeMap::new(),
+            by_address: BTreeMap::new(),
+            services: BTreeMap::new(),
+            by_vip: BTreeMap::new(),
             ranges: Vec::new(),
-            by_hostname: HashMap::new(),
-            policies: HashMap::new(),
+            by_hostname: BTreeMap::new(),
+            policies: BTreeMap::new(),
             global_policies: BTreeMap::new(),
-            namespace_policies: HashMap::new(),
+            namespace_policies: BTreeMap::new(),
         }
     }
 
@@ -174,22 +177,20 @@ impl MeshView {
     }
 
     /// All workloads, sorted by uid.
-    pub fn workloads(&self) -> Vec<&Arc<Workload>> {
-        sorted(self.workloads.values(), |workload| &workload.uid)
+    pub fn workloads(&self) -> impl ExactSizeIterator<Item = &Arc<Workload>> {
+        self.workloads.values()
     }
 
     /// All services, sorted by key.
-    pub fn services(&self) -> Vec<&Arc<Service>> {
-        let known = self
-            .services
+    pub fn services(&self) -> impl Iterator<Item = &Arc<Service>> {
+        self.services
             .values()
-            .filter_map(|entry| entry.service.as_ref());
-        sorted(known, |service| &service.key)
+            .filter_map(|entry| entry.service.as_ref())
     }
 
     /// All policies, sorted by name.
-    pub fn policies(&self) -> Vec<&Arc<Authorization>> {
-        sorted(self.policies.values(), |policy| &policy.name)
+    pub fn policies(&self) -> impl ExactSizeIterator<Item = &Arc<Authorization>> {
+        self.policies.values()
     }
 
     fn service_around(&self, client: &str, address: &NetworkAddress) -> Option<&Arc<Service>> {
@@ -214,15 +215,6 @@ fn preferred<'a>(services: &'a [Arc<Service>], client: &str) -> Option<&'a Arc<S
 
 fn is_foreign(service: &Service, client: &str) -> bool {
     *service.key.namespace != *client
-}
-
-fn sorted<'a, T, K: Ord + 'a>(
-    all: impl Iterator<Item = &'a Arc<T>>,
-    key: impl Fn(&'a Arc<T>) -> &'a K,
-) -> Vec<&'a Arc<T>> {
-    let mut all: Vec<_> = all.collect();
-    all.sort_by(|a, b| key(a).cmp(key(b)));
-    all
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use super::*;
 use crate::names::NetworkId;
 use crate::service::{Service, Visibility};
 use crate::testing::{behind, ip, pod, service, uid, view, waypoint, waypoint_at};
-use crate::workload::Health;
+use crate::workload::{ApplicationTunnel, Health, TunnelPreamble};
 
 /// A mesh with one waypoint `gate` of one pod and one client.
 fn mesh() -> MeshView {
@@ -81,6 +81,22 @@ fn a_gateways_service_maps_its_port_and_allows_identities() {
             "spiffe://cluster.local/ns/shop/sa/other"
         ]
     );
+}
+
+#[test]
+fn a_gateway_behind_ztunnel_needs_no_port_of_its_own() {
+    let tunnel = ApplicationTunnel {
+        preamble: TunnelPreamble::None,
+        port: 9000,
+    };
+    let gate = behind(pod("gate-1", &["10.0.0.5"]), "gate", &[]);
+    let gate = Workload {
+        application_tunnel: Some(tunnel),
+        ..gate
+    };
+    let view = view([gate, pod("client", &[])], [service("gate", &[], &[])]);
+    let (via, _) = reach_with(&view, &waypoint("gate"), "10.1.0.1", &[]).unwrap();
+    assert_eq!(via, "10.0.0.5:15008");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! The outbound algorithm, one row a case, and what may never come out of it.
 
+use std::collections::BTreeMap;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -342,6 +344,34 @@ fn waypoints_are_chosen_by_weight() {
             got.0.abs_diff(want.0) <= 1 && got.1.abs_diff(want.1) <= 1,
             "{name}: {got:?}"
         );
+    }
+}
+
+#[test]
+fn the_choice_of_a_waypoint_says_nothing_of_the_choice_of_its_pod() {
+    let pods = [("a1", "a"), ("a2", "a"), ("b1", "b"), ("b2", "b")];
+    let gates = pods
+        .iter()
+        .zip(["10.0.0.5", "10.0.0.6", "10.0.0.7", "10.0.0.8"]);
+    let gates = gates.map(|((name, gate), address)| behind(pod(name, &[address]), gate, &[]));
+    let weighted_waypoints = vec![weighted("a", 1), weighted("b", 1)];
+    let guarded = Service {
+        weighted_waypoints,
+        ..service("guarded", &["10.1.0.1"], &[])
+    };
+    let gate_services = ["a", "b"].map(|n| service(n, &[], &[(15008, 15008)]));
+    let view = view(gates, gate_services.into_iter().chain([guarded]));
+    let mut counts = BTreeMap::new();
+    for i in 0..1000 {
+        let roll = i * (u64::MAX / 1000);
+        let decision = next_hop(&view, &client(), "10.1.0.1:80".parse().unwrap(), &[], roll);
+        *counts
+            .entry(decision.workload.unwrap().name.to_string())
+            .or_insert(0_u32) += 1;
+    }
+    for (name, _) in pods {
+        let count = counts.get(name).copied().unwrap_or_default();
+        assert!(count.abs_diff(250) < 50, "{name}: {counts:?}");
     }
 }
 

@@ -202,6 +202,14 @@ fn a_refusal_for_want_of_an_identity_says_so() {
         destination_ports: vec![8080],
         ..strict.clone()
     };
+    let elsewhere = Match {
+        destination_ports: vec![80],
+        ..strict.clone()
+    };
+    let here = Match {
+        destination_ports: vec![8080],
+        ..Match::default()
+    };
     let by_name = Match {
         not_principals: exact(&["cluster.local/ns/shop/sa/web"]),
         ..Match::default()
@@ -212,6 +220,7 @@ fn a_refusal_for_want_of_an_identity_says_so() {
         ("strict on this port", vec![rule(port)], Some(Reason::PlaintextRefused)),
         ("strict but for another port", vec![Rule { clauses: vec![one(strict.clone()), one(but(80))] }], Some(Reason::PlaintextRefused)),
         ("strict but for this port", vec![Rule { clauses: vec![one(strict.clone()), one(but(8080))] }], None),
+        ("strict elsewhere, denied for its port", vec![Rule { clauses: vec![Clause { matches: vec![elsewhere, here] }] }], Some(Reason::PolicyDenied)),
         ("deny all", vec![Rule::default()], Some(Reason::PolicyDenied)),
         ("deny all but one by name", vec![rule(by_name)], Some(Reason::PolicyDenied)),
     ];

@@ -3,9 +3,8 @@
 //! Called with what xDS delivered. Every change first takes back all that the old resource of the same key had put into
 //! the indexes, so that two resources which share an address, a name or a service never disturb each other.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry as MapEntry;
-use std::hash::Hash;
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry as MapEntry;
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -261,7 +260,7 @@ fn put_sorted<T, K: Ord>(list: &mut Vec<Arc<T>>, item: &Arc<T>, key: impl Fn(&T)
 }
 
 /// Removes from one list of an index, and the list when nothing is left of it.
-fn drop_from<K: Eq + Hash, T>(index: &mut HashMap<K, Vec<T>>, key: K, gone: impl Fn(&T) -> bool) {
+fn drop_from<K: Ord, T>(index: &mut BTreeMap<K, Vec<T>>, key: K, gone: impl Fn(&T) -> bool) {
     if let MapEntry::Occupied(mut there) = index.entry(key) {
         there.get_mut().retain(|item| !gone(item));
         if there.get().is_empty() {
