@@ -19,3 +19,4 @@ pub mod documents;
 pub mod tls;
 pub mod grpc;
 pub mod certs;
+pub mod xds;

@@ -54,18 +54,14 @@ pub fn encode(policy: &Authorization) -> pb::Authorization {
 /// When `name` is not `namespace/name`: nothing can be said about what it selects, and it could not be removed.
 pub fn decode(name: &str, body: &[u8], root_namespace: &str) -> Result<Authorization, WireError> {
     let name = decode_policy_name(name)?;
-    let widest = if &*name.namespace == root_namespace {
-        PolicyScope::Global
-    } else {
-        PolicyScope::Namespace
-    };
+    let widest = widest_scope(&name, root_namespace);
     let decoded = pb::Authorization::decode(body).map_err(|source| WireError::Protobuf {
         message: "istio.security.Authorization",
         source,
     });
     let message = match decoded {
         Ok(message) => message,
-        Err(error) => return Ok(unreadable(name, widest, &error)),
+        Err(error) => return Ok(refusing(name, widest, &error)),
     };
     let scope = decode_scope(message.scope);
     let read = check_fields(body).and_then(|()| decode_content(&name, message));
@@ -78,12 +74,34 @@ pub fn decode(name: &str, body: &[u8], root_namespace: &str) -> Result<Authoriza
             dry_run: content.dry_run,
             unreadable: None,
         },
-        (Ok(scope), Err(why)) => unreadable(name, scope, &why),
-        (Err(why), _) => unreadable(name, widest, &why),
+        (Ok(scope), Err(why)) => refusing(name, scope, &why),
+        (Err(why), _) => refusing(name, widest, &why),
     })
 }
 
-fn unreadable(name: NamespacedName, scope: PolicyScope, why: &WireError) -> Authorization {
+/// The policy of that name when its body is none: it refuses as widely as a policy of its namespace could select.
+///
+/// # Errors
+/// When `name` is not `namespace/name`, as in [`decode`].
+pub fn unreadable(
+    name: &str,
+    why: &WireError,
+    root_namespace: &str,
+) -> Result<Authorization, WireError> {
+    let name = decode_policy_name(name)?;
+    let scope = widest_scope(&name, root_namespace);
+    Ok(refusing(name, scope, why))
+}
+
+fn widest_scope(name: &NamespacedName, root_namespace: &str) -> PolicyScope {
+    if &*name.namespace == root_namespace {
+        PolicyScope::Global
+    } else {
+        PolicyScope::Namespace
+    }
+}
+
+fn refusing(name: NamespacedName, scope: PolicyScope, why: &WireError) -> Authorization {
     Authorization {
         name,
         scope,

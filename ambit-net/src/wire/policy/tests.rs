@@ -122,7 +122,7 @@ proptest! {
 
 #[test]
 fn an_unreadable_policy_comes_back_unreadable_and_denies_to_others() {
-    let policy = unreadable(
+    let policy = refusing(
         NamespacedName::new("shop", "p"),
         PolicyScope::WorkloadSelector,
         &WireError::Unexpressed("rules[0].when[1].key".into()),

@@ -1,0 +1,116 @@
+//! Reads a response: the changes to the view, and what the session has to know for its answer.
+//!
+//! Called by `client.rs`, outside the view's lock. Each resource stands for itself: one that is refused does not hold up
+//! the others. A policy is never left out: what cannot be understood refuses what it selects.
+
+use ambit_core::names::NamespacedName;
+use ambit_core::view::update::Update;
+
+use super::Kind;
+use super::session::{Outcome, Rejected};
+use crate::proto::discovery::{DeltaDiscoveryResponse, Resource};
+use crate::wire::{self, Address, WireError};
+
+/// What a response means.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Reading {
+    /// Changes to the view, in their order: what is new or different, then what is gone.
+    pub updates: Vec<Update>,
+    /// What to answer.
+    pub outcome: Outcome,
+}
+
+/// Reads a response; `root_namespace` is the one whose policies may select the whole mesh.
+///
+/// A type that is not subscribed to changes nothing.
+pub fn read(response: DeltaDiscoveryResponse, root_namespace: &str) -> Reading {
+    let kind = Kind::of(&response.type_url);
+    let mut reading = Reading {
+        updates: Vec::new(),
+        outcome: Outcome {
+            type_url: response.type_url,
+            nonce: response.nonce,
+            ..Outcome::default()
+        },
+    };
+    let Some(kind) = kind else {
+        return reading;
+    };
+    for resource in response.resources {
+        match kind {
+            Kind::Address => reading.address(resource),
+            Kind::Policy => reading.policy(resource, root_namespace),
+        }
+    }
+    for name in response.removed_resources {
+        reading.removed(kind, name);
+    }
+    reading
+}
+
+impl Reading {
+    fn address(&mut self, resource: Resource) {
+        let read =
+            body(&resource, Kind::Address).and_then(|b| wire::unpack_address(&resource.name, b));
+        match read {
+            Ok(Address::Workload(workload)) => self.updates.push(Update::Workload(workload)),
+            Ok(Address::Service(service)) => self.updates.push(Update::Service(service)),
+            Err(why) => return self.rejected(resource.name, &why.to_string()),
+        }
+        self.outcome.held.push((resource.name, resource.version));
+    }
+
+    fn policy(&mut self, resource: Resource, root_namespace: &str) {
+        // Without a body that can be a policy it is read from no bytes of the type, which makes it unreadable.
+        let name = resource.name.as_str();
+        let read = match body(&resource, Kind::Policy) {
+            Ok(body) => wire::policy::decode(name, body, root_namespace),
+            Err(why) => wire::policy::unreadable(name, &why, root_namespace),
+        };
+        let policy = match read {
+            Ok(policy) => policy,
+            Err(why) => return self.rejected(resource.name, &why.to_string()),
+        };
+        let version = match &policy.unreadable {
+            None => resource.version,
+            Some(why) => {
+                self.rejected(resource.name.clone(), why);
+                // It is there, but not as it was sent: a reconnect must bring it again, and its removal must be told.
+                String::new()
+            }
+        };
+        self.updates.push(Update::Policy(Box::new(policy)));
+        self.outcome.held.push((resource.name, version));
+    }
+
+    fn rejected(&mut self, name: String, why: &str) {
+        let why = why.to_owned();
+        self.outcome.rejected.push(Rejected { name, why });
+    }
+
+    fn removed(&mut self, kind: Kind, name: String) {
+        match kind {
+            Kind::Address => self.updates.push(Update::RemoveAddress(name.clone())),
+            Kind::Policy => {
+                // No policy is held under a name of another form.
+                let policy = NamespacedName::parse(&name).map(Update::RemovePolicy);
+                self.updates.extend(policy);
+            }
+        }
+        self.outcome.removed.push(name);
+    }
+}
+
+fn body(resource: &Resource, kind: Kind) -> Result<&[u8], WireError> {
+    let any = resource
+        .resource
+        .as_ref()
+        .ok_or(WireError::Missing("resource"))?;
+    if any.type_url != kind.type_url() {
+        return Err(WireError::Unknown(format!("type {:?}", any.type_url)));
+    }
+    Ok(&any.value)
+}
+
+#[cfg(test)]
+mod tests;
