@@ -5,6 +5,7 @@
 
 pub mod env;
 pub mod telemetry;
+pub mod meters;
 pub(crate) mod blocks;
 pub mod backoff;
 pub mod tasks;

@@ -40,8 +40,6 @@ pub(crate) const RULES: &[CrateRule] = &[
             "hyper",
             "hyper-util",
             "ipnet",
-            "metrics",
-            "metrics-exporter-prometheus",
             "nix",
             "prost",
             "prost-types",

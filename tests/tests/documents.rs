@@ -19,6 +19,7 @@ fn documents_are_fresh() {
     let pages = [
         ("docs/architecture.md", crate_table()),
         ("docs/reasons.md", reason_table()),
+        ("docs/metrics.md", ambit_net::meters::table()),
     ];
     let update = std::env::var_os("UPDATE_DOCS").is_some();
     for (page, printed) in pages {
