@@ -5,6 +5,7 @@
 
 pub mod csr;
 pub mod store;
+pub mod ca;
 
 use std::future::Future;
 use std::pin::Pin;

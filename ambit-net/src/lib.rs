@@ -21,3 +21,4 @@ pub mod tls;
 pub mod grpc;
 pub mod certs;
 pub mod xds;
+pub mod node_report;
