@@ -62,7 +62,10 @@ pub fn pick<'v>(
 }
 
 /// Index of one of the weights, each as often as its share of the sum; none when the sum is zero.
-pub fn pick_weighted(weights: impl Iterator<Item = u32> + Clone, roll: u64) -> Option<usize> {
+pub(crate) fn pick_weighted(
+    weights: impl Iterator<Item = u32> + Clone,
+    roll: u64,
+) -> Option<usize> {
     let total: u64 = weights.clone().map(u64::from).sum();
     // Scales the roll to 0..total; the high word of the product is always less than `total`.
     let mut point = u64::try_from((u128::from(roll) * u128::from(total)) >> 64).ok()?;
@@ -76,7 +79,7 @@ pub fn pick_weighted(weights: impl Iterator<Item = u32> + Clone, roll: u64) -> O
 }
 
 /// A second roll that says nothing about the first one (the finalizer of SplitMix64).
-pub const fn another_roll(roll: u64) -> u64 {
+pub(crate) const fn another_roll(roll: u64) -> u64 {
     let z = roll.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
@@ -85,23 +88,18 @@ pub const fn another_roll(roll: u64) -> u64 {
 
 /// The address of a workload that a connection is sent to: the wanted one if it is its own, else one of an allowed
 /// family, of the wanted one's family where there is a choice.
-pub fn address_of(workload: &Workload, families: IpFamilies, wanted: IpAddr) -> Option<IpAddr> {
+fn address_of(workload: &Workload, families: IpFamilies, wanted: IpAddr) -> Option<IpAddr> {
     let own = || workload.addresses.iter().map(IpAddr::to_canonical);
-    let mut allowed = own().filter(|ip| match families {
+    let is_allowed = |ip: &IpAddr| match families {
         IpFamilies::Automatic | IpFamilies::Dual => true,
         IpFamilies::Ipv4Only => ip.is_ipv4(),
         IpFamilies::Ipv6Only => ip.is_ipv6(),
-    });
-    let first = allowed.next();
+    };
+    let allowed = || own().filter(is_allowed);
     own()
         .find(|ip| *ip == wanted)
-        .or_else(|| {
-            first
-                .into_iter()
-                .chain(allowed)
-                .find(|ip| ip.is_ipv4() == wanted.is_ipv4())
-        })
-        .or(first)
+        .or_else(|| allowed().find(|ip| ip.is_ipv4() == wanted.is_ipv4()))
+        .or_else(|| allowed().next())
 }
 
 struct Candidate<'v> {

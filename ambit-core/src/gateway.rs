@@ -15,26 +15,26 @@ use crate::workload::{GatewayAddress, GatewayDestination, Workload};
 
 /// Who wants to go where, and what was tried.
 #[derive(Clone, Copy, Debug)]
-pub struct Journey<'a> {
+pub(crate) struct Journey<'a> {
     /// The workload that opened the connection.
-    pub source: &'a Workload,
+    pub(crate) source: &'a Workload,
     /// Where it wanted to go.
-    pub wanted: SocketAddr,
+    pub(crate) wanted: SocketAddr,
     /// Endpoints that were tried before.
-    pub exclude: &'a [WorkloadUid],
+    pub(crate) exclude: &'a [WorkloadUid],
     /// One random number for all choices.
-    pub roll: u64,
+    pub(crate) roll: u64,
 }
 
 /// A pod behind a gateway.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GatewayPod<'v> {
+pub(crate) struct GatewayPod<'v> {
     /// The pod.
-    pub workload: &'v Arc<Workload>,
+    pub(crate) workload: &'v Arc<Workload>,
     /// Its HBONE address.
-    pub via: SocketAddr,
+    pub(crate) via: SocketAddr,
     /// Identities of which it has to prove one.
-    pub expect: Vec<SpiffeId>,
+    pub(crate) expect: Vec<SpiffeId>,
 }
 
 /// Picks the pod of a gateway that a connection goes through.
@@ -42,7 +42,7 @@ pub struct GatewayPod<'v> {
 /// # Errors
 /// [`Reason::OtherNetwork`] when it can only be reached through another network, else [`Reason::WaypointUnavailable`]:
 /// there is no such gateway or it has no endpoint.
-pub fn reach<'v>(
+pub(crate) fn reach<'v>(
     view: &'v MeshView,
     gateway: &GatewayAddress,
     journey: &Journey<'_>,
@@ -80,7 +80,7 @@ pub fn reach<'v>(
 }
 
 /// True when a workload is one of the pods behind a gateway.
-pub fn is_behind(view: &MeshView, gateway: &GatewayAddress, workload: &Workload) -> bool {
+pub(crate) fn is_behind(view: &MeshView, gateway: &GatewayAddress, workload: &Workload) -> bool {
     match &gateway.destination {
         GatewayDestination::Hostname(key) => workload.services.contains_key(key),
         GatewayDestination::Address(address) => match view.workload_at(address) {
@@ -93,7 +93,7 @@ pub fn is_behind(view: &MeshView, gateway: &GatewayAddress, workload: &Workload)
 }
 
 /// The identities that may answer for a workload: its own and those that the service allows beside it.
-pub fn identities(workload: &Workload, service: Option<&Service>) -> Vec<SpiffeId> {
+pub(crate) fn identities(workload: &Workload, service: Option<&Service>) -> Vec<SpiffeId> {
     let mut expect = vec![workload.identity()];
     let others = service.into_iter().flat_map(|s| &s.subject_alt_names);
     for other in others {

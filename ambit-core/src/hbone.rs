@@ -1,9 +1,9 @@
-//! What an HBONE CONNECT request says in text: its target here, its headers in [`headers`].
+//! What an HBONE CONNECT request says in text: its target here, its headers in `headers.rs`.
 //!
 //! Called by the tunnel's client and server and by the inbound decision; knows no HTTP library. The bytes come from a
 //! peer, so everything that is not exactly one of the known forms is refused (RFC 9110 §9.3.6, RFC 3986 §3.2).
 
-pub mod headers;
+mod headers;
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};

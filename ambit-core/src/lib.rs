@@ -16,7 +16,7 @@ pub mod status;
 pub mod hbone;
 pub mod view;
 pub mod balance;
-pub mod gateway;
+mod gateway;
 pub mod next_hop;
 pub mod delivery;
 

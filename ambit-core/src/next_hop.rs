@@ -68,7 +68,8 @@ pub struct Decision {
 
 /// Decides where a connection of `source` to `wanted` goes.
 ///
-/// `exclude` names endpoints that were tried before; `roll` is one random number for all choices.
+/// `exclude` names endpoints that were tried before, and is the end of trying: a workload in it is never the answer.
+/// `roll` is one random number for all choices.
 pub fn next_hop(
     view: &MeshView,
     source: &Workload,
@@ -77,9 +78,6 @@ pub fn next_hop(
     roll: u64,
 ) -> Decision {
     let wanted = canonical(wanted);
-    if is_own(source, wanted.ip()) && ports::is_capture_port(wanted.port()) {
-        return Decision::refuse(Reason::CapturePort, None, None);
-    }
     let journey = Journey {
         source,
         wanted,
@@ -92,11 +90,7 @@ pub fn next_hop(
     } else if let Some(service) = view.service_at(&source.namespace, &address) {
         to_service(view, service, &journey)
     } else {
-        Decision {
-            hop: NextHop::Passthrough { to: wanted },
-            service: None,
-            workload: None,
-        }
+        Decision::passthrough(wanted, None)
     };
     decision.without_capture_ports(source)
 }
@@ -105,6 +99,9 @@ fn to_workload(view: &MeshView, workload: &Arc<Workload>, journey: &Journey<'_>)
     match &workload.waypoint {
         Some(waypoint) if !gateway::is_behind(view, waypoint, journey.source) => {
             through_waypoint(view, &[waypoint], None, journey)
+        }
+        _ if journey.exclude.contains(&workload.uid) => {
+            Decision::refuse(Reason::NoHealthyEndpoint, None)
         }
         _ => straight(workload, journey.wanted, None),
     }
@@ -134,17 +131,12 @@ fn to_service(view: &MeshView, service: &Arc<Service>, journey: &Journey<'_>) ->
     match balance::pick(endpoints, &query, balance::another_roll(roll)) {
         Ok(endpoint) => straight(endpoint.workload, endpoint.address, Some(service)),
         Err(_) if service.load_balancing.mode == BalanceMode::Passthrough => {
-            let hop = NextHop::Passthrough { to: wanted };
-            Decision {
-                hop,
-                service: Some(Arc::clone(service)),
-                workload: None,
-            }
+            Decision::passthrough(wanted, Some(service))
         }
         Err(Reason::NoHealthyEndpoint) if service.port(port).is_none() => {
-            Decision::refuse(Reason::TargetUnknown, Some(service), None)
+            Decision::refuse(Reason::TargetUnknown, Some(service))
         }
-        Err(reason) => Decision::refuse(reason, Some(service), None),
+        Err(reason) => Decision::refuse(reason, Some(service)),
     }
 }
 
@@ -183,7 +175,7 @@ fn through_waypoint(
             Err(reason) => refusal = reason,
         }
     }
-    Decision::refuse(refusal, service, None)
+    Decision::refuse(refusal, service)
 }
 
 fn straight(workload: &Arc<Workload>, to: SocketAddr, service: Option<&Arc<Service>>) -> Decision {
@@ -208,21 +200,24 @@ impl Decision {
         }
     }
 
-    fn refuse(
-        reason: Reason,
-        service: Option<&Arc<Service>>,
-        workload: Option<&Arc<Workload>>,
-    ) -> Self {
-        let hop = NextHop::Refuse(reason);
+    fn passthrough(to: SocketAddr, service: Option<&Arc<Service>>) -> Self {
         Self {
-            hop,
+            hop: NextHop::Passthrough { to },
             service: service.cloned(),
-            workload: workload.cloned(),
+            workload: None,
+        }
+    }
+
+    fn refuse(reason: Reason, service: Option<&Arc<Service>>) -> Self {
+        Self {
+            hop: NextHop::Refuse(reason),
+            service: service.cloned(),
+            workload: None,
         }
     }
 
     /// A capture port is never the end of a connection: a tunnel to one is refused at its other end, and a plain connection
-    /// to one of our own would come back to us.
+    /// to one of our own would come back to us for ever.
     fn without_capture_ports(self, source: &Workload) -> Self {
         let loops = match &self.hop {
             NextHop::Tunnel { target, .. } => ports::is_capture_port(target.port()),

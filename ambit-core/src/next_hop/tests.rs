@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::names::NetworkId;
 use crate::service::{Visibility, WeightedWaypoint};
-use crate::testing::{behind, plain_pod, pod, service, view, waypoint, waypoint_at};
+use crate::testing::{behind, plain_pod, pod, service, uid, view, waypoint, waypoint_at};
 use crate::view::update::Update;
 use crate::workload::{Health, NetworkMode};
 
@@ -155,8 +155,8 @@ fn each_destination_has_its_way() {
         ("loopback, mapped", "[::ffff:127.0.0.1]:15006", "refuse capture_port | - -"),
         ("loopback, IPv6", "[::1]:15008", "refuse capture_port | - -"),
         ("no address", "0.0.0.0:15001", "refuse capture_port | - -"),
-        ("own capture port", "10.0.0.1:15001", "refuse capture_port | - -"),
-        ("own capture port, mapped", "[::ffff:10.0.0.1]:15001", "refuse capture_port | - -"),
+        ("own capture port", "10.0.0.1:15001", "refuse capture_port | - client"),
+        ("own capture port, mapped", "[::ffff:10.0.0.1]:15001", "refuse capture_port | - client"),
     ];
     let view = mesh();
     for (name, wanted, want) in cases {
@@ -288,6 +288,26 @@ fn another_try_goes_elsewhere_or_nowhere() {
         assert_ne!(tried[0], tried[1], "{wanted}");
         let last = next_hop(&view, &client(), wanted.parse().unwrap(), &tried, 5);
         assert_eq!(last.hop, NextHop::Refuse(refusal), "{wanted}");
+    }
+}
+
+#[test]
+fn a_pod_that_was_tried_by_its_address_is_not_tried_again() {
+    let tried = [uid("web")];
+    let decision = next_hop(&mesh(), &client(), "10.0.0.2:9".parse().unwrap(), &tried, 5);
+    assert_eq!(told(&decision), "refuse no_healthy_endpoint | - -");
+}
+
+#[test]
+fn a_pod_outside_the_mesh_never_reaches_its_own_capture_port() {
+    let old = behind(plain_pod("old", &["10.0.0.3"]), "old", &[]);
+    let view = view(
+        [old.clone()],
+        [service("old", &["10.1.0.1"], &[(80, 15006)])],
+    );
+    for wanted in ["10.0.0.3:15006", "10.1.0.1:80"] {
+        let hop = next_hop(&view, &old, wanted.parse().unwrap(), &[], 5).hop;
+        assert_eq!(hop, NextHop::Refuse(Reason::CapturePort), "{wanted}");
     }
 }
 
