@@ -21,6 +21,7 @@ use super::session::{Outcome, Session};
 use super::{Kind, NodeInfo, Synced};
 use crate::backoff::Backoff;
 use crate::grpc::{Dialer, Link, LinkError, explain};
+use crate::meters::{self, CounterOf, Meters};
 use crate::proto::discovery::aggregated_discovery_service_client::AggregatedDiscoveryServiceClient;
 use crate::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
 use crate::shared_view::SharedView;
@@ -52,6 +53,8 @@ pub struct XdsConfig {
     pub node: NodeInfo,
     /// Namespace whose policies may select the whole mesh, `ambit-system` by default.
     pub root_namespace: Text,
+    /// Where streams and responses are counted.
+    pub meters: Arc<Meters>,
 }
 
 /// Why a stream ended.
@@ -60,7 +63,9 @@ enum StreamEnd {
     #[error("{0}")]
     Link(#[from] LinkError),
     #[error("{}", explain(.0))]
-    Failed(#[from] Status),
+    NotOpened(#[source] Status),
+    #[error("{}", explain(.0))]
+    Failed(#[source] Status),
     #[error("the controller ended the stream")]
     Closed,
     #[error("the controller did not answer within {ANSWER_TIMEOUT:?}")]
@@ -70,14 +75,13 @@ enum StreamEnd {
 }
 
 impl StreamEnd {
-    /// Word for the metric.
+    /// Istio's word for the metric.
     const fn code(&self) -> &'static str {
         match self {
-            Self::Link(_) => "link",
-            Self::Failed(_) => "failed",
-            Self::Closed => "closed",
-            Self::Silent => "silent",
-            Self::Aged => "aged",
+            Self::Link(_) | Self::NotOpened(_) => "ConnectionError",
+            Self::Failed(_) | Self::Silent => "Error",
+            Self::Closed => "Complete",
+            Self::Aged => "Reconnect",
         }
     }
 }
@@ -125,13 +129,13 @@ impl Client {
                 backoff.reset();
             }
             let wait = backoff.next_wait();
+            self.count(&meters::XDS_TERMINATIONS, end.code(), 1);
             let controller = self.config.dialer.address();
             match &end {
                 StreamEnd::Aged => debug!(controller, "xds stream exchanged"),
                 _ => warn!(
                     controller,
                     error = %end,
-                    reason = end.code(),
                     duration_ms = lived.as_millis(),
                     wait_ms = wait.as_millis(),
                     "xds stream ended; what is known stays in force"
@@ -162,7 +166,8 @@ impl Client {
         let opening = service.delta_aggregated_resources(ReceiverStream::new(outgoing));
         let response = timeout(ANSWER_TIMEOUT, opening)
             .await
-            .map_err(|_late| StreamEnd::Silent)??;
+            .map_err(|_late| StreamEnd::Silent)?
+            .map_err(StreamEnd::NotOpened)?;
         info!(
             controller = self.config.dialer.address(),
             policies = self.session.count(Kind::Policy),
@@ -179,6 +184,7 @@ impl Client {
     async fn exchange(&mut self, mut stream: Stream) -> StreamEnd {
         let jitter = Duration::from_millis(fastrand::u64(0..60_000));
         let end_of_life = Instant::now() + MAX_AGE + jitter;
+        let _connected = self.config.meters.gauge(&meters::XDS_CONNECTED, []).hold();
         let mut unanswered = Kind::ALL.to_vec();
         loop {
             let owed = Instant::now() + ANSWER_TIMEOUT;
@@ -206,14 +212,30 @@ impl Client {
 
     /// Applies a response and gives the answer to it.
     fn take(&mut self, response: DeltaDiscoveryResponse) -> DeltaDiscoveryRequest {
+        let kind = Kind::of(&response.type_url);
+        let bodies = response
+            .resources
+            .iter()
+            .filter_map(|r| r.resource.as_ref());
+        let bytes = bodies.map(|body| body.value.len()).sum();
         let reading = read(response, &self.config.root_namespace);
         report(&reading.outcome);
-        let kind = Kind::of(&reading.outcome.type_url);
+        // What the controller calls a type that we do not know is no word of ours.
+        let url = kind.map_or("unknown", Kind::type_url);
+        self.count(&meters::XDS_MESSAGES, url, 1);
+        self.count(&meters::XDS_MESSAGE_BYTES, url, bytes);
+        self.count(&meters::XDS_REJECTED, url, reading.outcome.rejected.len());
         self.view.apply(reading.updates);
         if let Some(kind) = kind {
             self.synced.mark(kind);
         }
         self.session.answered(reading.outcome)
+    }
+
+    /// Looked up each time: a response is no hot path.
+    fn count(&self, of: &'static CounterOf<1>, label: &str, by: usize) {
+        let by = u64::try_from(by).unwrap_or(u64::MAX);
+        self.config.meters.counter(of, [label]).add(by);
     }
 }
 

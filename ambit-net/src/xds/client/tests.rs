@@ -74,6 +74,7 @@ struct Setup {
     streams: mpsc::Receiver<Served>,
     view: SharedView,
     synced: Synced,
+    meters: Arc<Meters>,
     tasks: Tasks,
     _server: TestServer,
 }
@@ -84,11 +85,13 @@ impl Setup {
         let script = AggregatedDiscoveryServiceServer::new(Script(Mutex::new(sender)));
         let server = TestServer::start(Routes::new(script)).await;
         let view = MeshView::new(NetworkId::default(), ClusterId::new("c"));
+        let meters = Meters::new("test", 1);
         let (view, synced) = (SharedView::new(view), Synced::new());
         let config = XdsConfig {
             dialer: Arc::new(Dialer::new(server.remote()).unwrap()),
             node: node(),
             root_namespace: "ambit-system".into(),
+            meters: Arc::clone(&meters),
         };
         let tasks = Tasks::new("xds test");
         let stop = tasks.stop_signal();
@@ -97,6 +100,7 @@ impl Setup {
             streams,
             view,
             synced,
+            meters,
             tasks,
             _server: server,
         }
@@ -125,6 +129,7 @@ fn alone() -> Client {
         dialer: Arc::new(Dialer::new(remote).unwrap()),
         node: node(),
         root_namespace: "ambit-system".into(),
+        meters: Meters::new("test", 1),
     };
     Client {
         session: Session::new(config.node.message()),
@@ -277,6 +282,8 @@ async fn one_bad_resource_is_refused_by_name_and_the_rest_is_kept() {
     assert!(message.starts_with("c//Pod/ns/bad: "), "{message}");
     assert!(!message.contains("good"), "{message}");
     assert!(setup.knows("good") && !setup.knows("bad"));
+    let rejected = setup.meters.counter(&meters::XDS_REJECTED, [ADDRESS_TYPE]);
+    assert_eq!(rejected.value(), 1);
     drop(stream);
     let [_, resumed] = setup.stream().await.opened().await;
     let held: Vec<_> = resumed.initial_resource_versions.into_keys().collect();
@@ -356,6 +363,8 @@ async fn a_stream_that_is_refused_is_tried_again() {
         stream.responses.send(Err(refusal)).await.unwrap();
     }
     setup.stream().await.opened().await;
+    let ended = setup.meters.counter(&meters::XDS_TERMINATIONS, ["Error"]);
+    assert_eq!(ended.value(), 3);
 }
 
 #[tokio::test]
