@@ -22,3 +22,4 @@ pub mod grpc;
 pub mod certs;
 pub mod xds;
 pub mod node_report;
+pub mod admin;
