@@ -1,5 +1,5 @@
 # The only task runner. Each target is one script or one cargo call.
-.PHONY: help build test demo demo-down bench check fmt docs deny clean
+.PHONY: help build test demo demo-down bench check fmt docs protos deny clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -27,6 +27,9 @@ fmt: ## format the code
 
 docs: ## print docs/config.md, docs/metrics.md and docs/reasons.md from the code
 	UPDATE_DOCS=1 cargo test --locked -p tests --test pure documents_are_fresh
+
+protos: ## write ambit-net/src/proto/*.rs anew from ambit-net/proto/*.proto
+	cargo run --locked -p ambit-net --example generate-protos
 
 clean: ## remove what was built
 	cargo clean

@@ -88,6 +88,9 @@ pub enum LinkError {
     /// The token file holds no token.
     #[error("{0} does not hold a token")]
     Token(PathBuf),
+    /// The cluster's name cannot be sent.
+    #[error("the cluster's name {0:?} has characters that gRPC metadata cannot carry")]
+    Cluster(ClusterId),
     /// The TLS library refuses its settings.
     #[error("TLS cannot be set up: {0}")]
     Tls(#[source] rustls::Error),
@@ -101,6 +104,7 @@ pub struct Dialer {
     host: String,
     port: u16,
     server_name: ServerName<'static>,
+    cluster: AsciiMetadataValue,
     last: Mutex<Option<(Files, Link)>>,
     drivers: Tasks,
 }
@@ -109,7 +113,7 @@ impl Dialer {
     /// Checks the address; nothing is read or connected yet.
     ///
     /// # Errors
-    /// When address or server name have a form that cannot work.
+    /// When address, server name or cluster have a form that cannot work.
     pub fn new(remote: Remote) -> Result<Self, LinkError> {
         let bad_address = || LinkError::Address(remote.address.clone());
         let uri: Uri = remote.address.parse().map_err(|_form| bad_address())?;
@@ -121,7 +125,9 @@ impl Dialer {
         let host = host.trim_matches(['[', ']']).to_owned();
         let name = remote.server_name.as_deref().unwrap_or(&host).to_owned();
         let server_name = ServerName::try_from(name.clone());
+        let cluster = AsciiMetadataValue::try_from(remote.cluster.as_str());
         Ok(Self {
+            cluster: cluster.map_err(|_form| LinkError::Cluster(remote.cluster.clone()))?,
             server_name: server_name.map_err(|_form| LinkError::ServerName(name))?,
             host,
             port,
@@ -174,7 +180,7 @@ impl Dialer {
             .initial_connection_window_size(2 * STREAM_WINDOW)
             .executor(Drivers(self.drivers.spawner()));
         let channel = endpoint.connect_with_connector_lazy(connector);
-        let credentials = Credentials::new(&self.remote, files)?;
+        let credentials = Credentials::new(&self.remote, files, self.cluster.clone())?;
         Ok(InterceptedService::new(channel, credentials))
     }
 }
@@ -202,7 +208,7 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    fn new(remote: &Remote, files: &Files) -> Result<Self, LinkError> {
+    fn new(remote: &Remote, files: &Files, cluster: AsciiMetadataValue) -> Result<Self, LinkError> {
         let bad_token = || LinkError::Token(remote.token_file.clone());
         let text = std::str::from_utf8(&files.token).map_err(|_not_text| bad_token())?;
         let text = text.trim();
@@ -212,12 +218,7 @@ impl Credentials {
         let value = AsciiMetadataValue::try_from(format!("Bearer {text}"));
         let mut token = value.map_err(|_not_ascii| bad_token())?;
         token.set_sensitive(true);
-        let cluster = AsciiMetadataValue::try_from(remote.cluster.as_str());
-        let unnamed = |_not_ascii| AsciiMetadataValue::from_static("");
-        Ok(Self {
-            token,
-            cluster: cluster.unwrap_or_else(unnamed),
-        })
+        Ok(Self { token, cluster })
     }
 }
 

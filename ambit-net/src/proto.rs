@@ -1,7 +1,7 @@
 //! Protobuf messages and services as generated from `ambit-net/proto/*.proto`; nothing in here is written by hand.
 //!
 //! Used by `wire` (which turns them into ambit-core's types), by the xDS and CA clients, by the handoff and by the
-//! controller's servers. After a change to a `.proto` file: `cargo run -p ambit-net --example generate-protos`.
+//! controller's servers. After a change to a `.proto` file: `make protos`.
 #![expect(
     missing_docs,
     clippy::allow_attributes_without_reason,

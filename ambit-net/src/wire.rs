@@ -75,6 +75,18 @@ pub enum WireError {
     Name(String),
 }
 
+/// Bytes of a reason that are kept: a resource may hold a text of any length.
+const MAX_REASON: usize = 500;
+
+impl WireError {
+    /// The reason in words, for logs, refusals and policies; of bounded length.
+    pub fn brief(&self) -> String {
+        let mut text = self.to_string();
+        text.truncate(text.floor_char_boundary(MAX_REASON));
+        text
+    }
+}
+
 /// A workload or a service, as one resource of [`ADDRESS_TYPE`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Address {

@@ -18,7 +18,7 @@ fn generated_code_is_fresh() {
         let committed = fs::read_to_string(root.join("src/proto").join(&name)).unwrap();
         assert!(
             committed == text,
-            "src/proto/{name} is stale: run `cargo run -p ambit-net --example generate-protos`"
+            "src/proto/{name} is stale: run `make protos`"
         );
     }
 }

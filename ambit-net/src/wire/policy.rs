@@ -108,7 +108,7 @@ fn refusing(name: NamespacedName, scope: PolicyScope, why: &WireError) -> Author
         action: PolicyAction::Deny,
         rules: Vec::new(),
         dry_run: false,
-        unreadable: Some(why.to_string().into()),
+        unreadable: Some(why.brief().into()),
     }
 }
 

@@ -45,7 +45,7 @@ pub fn encode(service: &Service) -> pb::Service {
 ///
 /// # Errors
 /// When namespace or host name do not make a key, an address, prefix or port is out of range, a waypoint has no
-/// destination, or the choice of endpoints has a setting that this version does not know.
+/// destination, or the choice of endpoints has a setting that this version does not know. The sender is at fault.
 pub fn decode(message: pb::Service) -> Result<Service, WireError> {
     let addresses = message.addresses.into_iter().map(decode_address);
     let sans = message.subject_alt_names.iter();

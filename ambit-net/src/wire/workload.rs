@@ -8,8 +8,8 @@ use std::collections::BTreeMap;
 use ambit_core::identity::DEFAULT_TRUST_DOMAIN;
 use ambit_core::names::{ClusterId, NamespacedName, NetworkId, ServiceKey, Text, WorkloadUid};
 use ambit_core::workload::{
-    ApplicationTunnel, Health, Locality, NetworkMode, PortMapping, TunnelPreamble, TunnelProtocol,
-    Workload, WorkloadType,
+    ApplicationTunnel, GatewayAddress, Health, Locality, NetworkMode, PortMapping, TunnelPreamble,
+    TunnelProtocol, Workload, WorkloadType,
 };
 
 use super::{
@@ -68,8 +68,9 @@ pub fn encode(workload: &Workload) -> pb::Workload {
 /// capacity 1. A reference to a policy that is not `namespace/name` makes its policies unreadable.
 ///
 /// # Errors
-/// When it has no uid or one that reads like a service's key, an address that is none, a port out of range, a gateway without destination, a service that is
-/// not `namespace/hostname`, or a way to be reached that this version does not know (LEGACY_ISTIO_MTLS among them).
+/// When it has no uid or one that reads like a service's key, an address that is none, a port out of range, a gateway
+/// without destination, a service that is not `namespace/hostname`, or a way to be reached that this version does not
+/// know (LEGACY_ISTIO_MTLS among them). The sender is at fault.
 pub fn decode(message: pb::Workload) -> Result<Workload, WireError> {
     if message.uid.is_empty() {
         return Err(WireError::Missing("uid"));
@@ -173,7 +174,7 @@ fn decode_policies(references: &[String]) -> (Vec<NamespacedName>, bool) {
 fn decode_optional_gateway(
     field: &'static str,
     gateway: Option<pb::GatewayAddress>,
-) -> Result<Option<ambit_core::workload::GatewayAddress>, WireError> {
+) -> Result<Option<GatewayAddress>, WireError> {
     gateway.map(|g| decode_gateway(field, g)).transpose()
 }
 
@@ -263,11 +264,9 @@ fn decode_application_tunnel(
     let preamble = match pb::application_tunnel::Protocol::try_from(tunnel.protocol) {
         Ok(pb::application_tunnel::Protocol::None) => TunnelPreamble::None,
         Ok(pb::application_tunnel::Protocol::Proxy) => TunnelPreamble::Proxy,
-        Err(_unknown) => {
-            return Err(unknown(field, tunnel.protocol));
-        }
+        Err(_unknown) => return Err(unknown(field, tunnel.protocol)),
     };
-    // Zero leaves the port as it was.
+    // Zero: the port to which the bytes were sent.
     let port = decode_port_or_zero(field, tunnel.port)?;
     Ok(ApplicationTunnel { preamble, port })
 }

@@ -33,8 +33,10 @@ const FIRST_WAIT: Duration = Duration::from_millis(10);
 const LONGEST_WAIT: Duration = Duration::from_secs(15);
 /// A stream that lived as long as the longest wait was a good one: after it the waits begin again.
 const GOOD_STREAM: Duration = LONGEST_WAIT;
-/// Longest wait for an answer that the protocol owes us: to the opening, and to each first request.
+/// Longest wait until the controller takes a stream, or an answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Longest wait for each first response: it may be a whole mesh, and the link slow. A dead link is found by pings.
+const FIRST_PUSH_TIMEOUT: Duration = Duration::from_secs(120);
 /// Age at which a stream is exchanged for another, so that a renewed token is shown before the shown one expires.
 const MAX_AGE: Duration = Duration::from_secs(30 * 60);
 /// Largest response, in bytes (reference: istio/ztunnel).
@@ -68,7 +70,7 @@ enum StreamEnd {
     Failed(#[source] Status),
     #[error("the controller ended the stream")]
     Closed,
-    #[error("the controller did not answer within {ANSWER_TIMEOUT:?}")]
+    #[error("the controller owes an answer and is silent")]
     Silent,
     #[error("the stream is exchanged for a new one")]
     Aged,
@@ -187,7 +189,7 @@ impl Client {
         let _connected = self.config.meters.gauge(&meters::XDS_CONNECTED, []).hold();
         let mut unanswered = Kind::ALL.to_vec();
         loop {
-            let owed = Instant::now() + ANSWER_TIMEOUT;
+            let owed = Instant::now() + FIRST_PUSH_TIMEOUT;
             let deadline = if unanswered.is_empty() {
                 end_of_life
             } else {

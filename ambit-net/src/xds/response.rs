@@ -55,13 +55,12 @@ impl Reading {
         match read {
             Ok(Address::Workload(workload)) => self.updates.push(Update::Workload(workload)),
             Ok(Address::Service(service)) => self.updates.push(Update::Service(service)),
-            Err(why) => return self.rejected(resource.name, &why.to_string()),
+            Err(why) => return self.rejected(resource.name, &why.brief()),
         }
         self.outcome.held.push((resource.name, resource.version));
     }
 
     fn policy(&mut self, resource: Resource, root_namespace: &str) {
-        // Without a body that can be a policy it is read from no bytes of the type, which makes it unreadable.
         let name = resource.name.as_str();
         let read = match body(&resource, Kind::Policy) {
             Ok(body) => wire::policy::decode(name, body, root_namespace),
@@ -69,7 +68,7 @@ impl Reading {
         };
         let policy = match read {
             Ok(policy) => policy,
-            Err(why) => return self.rejected(resource.name, &why.to_string()),
+            Err(why) => return self.rejected(resource.name, &why.brief()),
         };
         let version = match &policy.unreadable {
             None => resource.version,
