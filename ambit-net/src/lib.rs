@@ -20,6 +20,8 @@ pub mod documents;
 pub mod tls;
 pub mod grpc;
 pub mod certs;
+pub mod hbone;
+pub mod relay;
 pub mod xds;
 pub mod node_report;
 pub mod admin;

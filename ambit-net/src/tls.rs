@@ -90,10 +90,15 @@ impl TlsError {
 
     /// Finds the verdict of rustls (and of our verifiers inside it) in the error of an input or output operation.
     pub(crate) fn from_io(error: io::Error) -> Self {
-        match error.get_ref().and_then(|inner| inner.downcast_ref()) {
-            Some(found) => Self::from_rustls(rustls::Error::clone(found)),
-            None => Self::Io(Arc::new(error)),
-        }
+        Self::verdict(&error).unwrap_or_else(|| Self::Io(Arc::new(error)))
+    }
+
+    /// What TLS itself says in an error of an input or output operation; none when the failure is below TLS.
+    pub(crate) fn verdict(error: &io::Error) -> Option<Self> {
+        let inner = error.get_ref()?;
+        inner
+            .downcast_ref::<rustls::Error>()
+            .map(|found| Self::from_rustls(found.clone()))
     }
 
     fn from_rustls(error: rustls::Error) -> Self {
