@@ -5,6 +5,7 @@
 
 mod queue;
 
+use std::error::Error;
 use std::panic;
 use std::process;
 use std::str::FromStr;
@@ -163,6 +164,20 @@ impl Drop for Log {
     }
 }
 
+/// An error in one line, with those of its causes that its own text does not repeat: where an error ends in a log.
+pub fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let said = error.to_string();
+        if !text.contains(&said) {
+            text = format!("{text}: {said}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
 /// Panics in this process so far.
 pub fn panics() -> u64 {
     PANICS.load(Ordering::Relaxed)
@@ -211,6 +226,21 @@ fn report_panic(panic: &panic::PanicHookInfo<'_>, queue: &Queue) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn causes_are_added_unless_they_are_said() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot read the file")]
+        struct Bare(#[source] std::io::Error);
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot start: {0}")]
+        struct Telling(#[source] Bare);
+
+        let file = || Bare(std::io::Error::other("disk on fire"));
+        assert_eq!(with_causes(&file()), "cannot read the file: disk on fire");
+        let both = "cannot start: cannot read the file: disk on fire";
+        assert_eq!(with_causes(&Telling(file())), both);
+    }
 
     fn read(variables: &[(&str, &str)]) -> (LogSettings, Result<(), crate::env::EnvError>) {
         let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
