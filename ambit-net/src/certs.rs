@@ -4,6 +4,8 @@
 //! [`csr`], whom it is asked of is behind [`Sign`]. Istio's rules: half of the lifetime, then again.
 
 pub mod csr;
+mod tally;
+mod entry;
 pub mod store;
 pub mod ca;
 
@@ -18,7 +20,8 @@ use thiserror::Error;
 
 use crate::tls::CredentialError;
 
-pub use store::{CertStore, CertStoreSettings, Held};
+pub use entry::Held;
+pub use store::{CertStore, CertStoreSettings};
 
 /// A signer of certificates: the controller's CA, or a test's own.
 pub trait Sign: Send + Sync + 'static {

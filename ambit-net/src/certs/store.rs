@@ -6,18 +6,20 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Place;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use ambit_core::identity::SpiffeId;
-use serde::Serialize;
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Notify, Semaphore};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tracing::{info, warn};
 
 use super::csr::CertificateRequest;
+use super::entry::{Entry, Held, State, locked, renewal};
+use super::tally::Tally;
 use super::{CertError, Sign};
 use crate::backoff::Backoff;
+use crate::meters::Meters;
 use crate::tasks::{Stop, Tasks};
 use crate::tls::Credential;
 
@@ -55,23 +57,6 @@ impl Default for CertStoreSettings {
     }
 }
 
-/// What the store holds for one identity, for status and metrics.
-#[derive(Clone, Debug, Serialize)]
-pub struct Held {
-    /// The identity.
-    pub identity: SpiffeId,
-    /// Serial number in hexadecimal; none while there is no certificate.
-    pub serial: Option<String>,
-    /// First second of validity, in seconds since the epoch.
-    pub not_before: Option<u64>,
-    /// Last second of validity, in seconds since the epoch.
-    pub not_after: Option<u64>,
-    /// Certificates received for this identity so far.
-    pub received: u64,
-    /// Why the last try failed; none after a success.
-    pub error: Option<String>,
-}
-
 /// The credentials of this process. Clones share them.
 #[derive(Clone)]
 pub struct CertStore {
@@ -82,6 +67,7 @@ struct Shared {
     signer: Arc<dyn Sign>,
     settings: CertStoreSettings,
     clock: Clock,
+    tally: Tally,
     slots: Mutex<HashMap<SpiffeId, Slot>>,
     signings: Semaphore,
     /// Told when a slot without a keeper is there.
@@ -94,34 +80,21 @@ struct Slot {
     has_keeper: bool,
 }
 
-/// One identity. Its keeper writes the state, everybody else reads it.
-struct Entry {
-    state: watch::Sender<State>,
-    forgotten: Notify,
-}
-
-#[derive(Clone, Default)]
-struct State {
-    credential: Option<Arc<Credential>>,
-    received: u64,
-    failure: Option<Failure>,
-}
-
-#[derive(Clone)]
-struct Failure {
-    error: CertError,
-    next_try: Instant,
-}
-
 impl CertStore {
     /// An empty store. Nothing is fetched until [`run`](Self::run) runs.
-    pub fn new(signer: Arc<dyn Sign>, settings: CertStoreSettings, clock: Clock) -> Self {
+    pub fn new(
+        signer: Arc<dyn Sign>,
+        settings: CertStoreSettings,
+        clock: Clock,
+        meters: &Meters,
+    ) -> Self {
         Self {
             shared: Arc::new(Shared {
                 signer,
                 signings: Semaphore::new(settings.signings.clamp(1, Semaphore::MAX_PERMITS)),
                 settings,
                 clock,
+                tally: Tally::new(meters),
                 slots: Mutex::default(),
                 new_slot: Notify::new(),
             }),
@@ -208,7 +181,7 @@ impl Shared {
             Place::Vacant(place) => {
                 self.new_slot.notify_one();
                 place.insert(Slot {
-                    entry: Arc::new(Entry::new()),
+                    entry: Arc::new(Entry::new(self.tally.hold(false))),
                     wants: 0,
                     has_keeper: false,
                 })
@@ -250,8 +223,7 @@ impl Shared {
 
     /// What a caller gets from this state; none while waiting can help.
     fn answer(&self, state: &State, until: Instant) -> Option<Result<Arc<Credential>, CertError>> {
-        let valid = |held: &&Arc<Credential>| held.is_valid_at((self.clock)());
-        if let Some(credential) = state.credential.as_ref().filter(valid) {
+        if let Some(credential) = state.valid_at((self.clock)()) {
             return Some(Ok(Arc::clone(credential)));
         }
         let failure = state.failure.as_ref()?;
@@ -263,7 +235,9 @@ impl Shared {
         let (first, cap) = self.settings.retry;
         let mut waits = Backoff::new(first, cap, || fastrand::u64(..));
         loop {
-            match self.fetch(identity).await {
+            let fetched = self.fetch(identity).await;
+            self.tally.answered(fetched.as_ref().err());
+            match fetched {
                 Ok(credential) => {
                     waits.reset();
                     let renew_at = renewal(&credential, (self.clock)(), fastrand::u64(..));
@@ -271,7 +245,7 @@ impl Shared {
                         identity = %identity, serial = credential.serial(),
                         not_after = credential.not_after(), renew_at, "certificate received"
                     );
-                    entry.received(credential);
+                    entry.received(credential, self.tally.hold(true));
                     self.wait_until(renew_at).await;
                 }
                 Err(error) => {
@@ -281,7 +255,9 @@ impl Shared {
                         retry_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
                         "no certificate"
                     );
-                    entry.failed(error, Instant::now() + wait);
+                    let has_valid = entry.has_valid((self.clock)());
+                    let next_try = Instant::now() + wait;
+                    entry.failed(error, next_try, self.tally.hold(has_valid));
                     sleep(wait).await;
                 }
             }
@@ -323,64 +299,6 @@ impl Shared {
             }
         }
     }
-}
-
-impl Entry {
-    fn new() -> Self {
-        Self {
-            state: watch::Sender::new(State::default()),
-            forgotten: Notify::new(),
-        }
-    }
-
-    fn received(&self, credential: Credential) {
-        self.state.send_modify(|state| {
-            state.credential = Some(Arc::new(credential));
-            state.received += 1;
-            state.failure = None;
-        });
-    }
-
-    fn failed(&self, error: CertError, next_try: Instant) {
-        self.state
-            .send_modify(|state| state.failure = Some(Failure { error, next_try }));
-    }
-
-    fn last_error(&self) -> CertError {
-        let state = self.state.borrow();
-        let failure = state.failure.as_ref();
-        failure.map_or(CertError::Deadline, |failure| failure.error.clone())
-    }
-
-    fn held(&self, identity: &SpiffeId) -> Held {
-        let state = self.state.borrow();
-        let credential = state.credential.as_deref();
-        Held {
-            identity: identity.clone(),
-            serial: credential.map(|held| held.serial().to_owned()),
-            not_before: credential.map(Credential::not_before),
-            not_after: credential.map(Credential::not_after),
-            received: state.received,
-            error: state.failure.as_ref().map(|f| f.error.to_string()),
-        }
-    }
-}
-
-/// When to renew: between 40 and 50 % of the lifetime, so that a node's certificates spread. For one that is handed out
-/// later than that, in the middle of what is left.
-fn renewal(credential: &Credential, now: u64, roll: u64) -> u64 {
-    let lifetime = credential
-        .not_after()
-        .saturating_sub(credential.not_before());
-    let jitter = roll % (lifetime / 10 + 1);
-    let planned = credential.not_before() + (lifetime / 2).saturating_sub(jitter);
-    let middle = now + (credential.not_after().saturating_sub(now) / 2).max(1);
-    if planned > now { planned } else { middle }
-}
-
-fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Every change under these locks is one assignment, so a panic elsewhere leaves nothing half done.
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -282,19 +282,27 @@ fn request(head: &ConnectHead) -> Result<Request<()>, http::Error> {
     *request.uri_mut() = uri;
     *request.version_mut() = Version::HTTP_2;
     let texts = [
-        ("baggage", head.baggage.as_ref().map(ToString::to_string)),
+        (
+            "baggage",
+            head.baggage.as_ref().map(ToString::to_string),
+            true,
+        ),
         (
             "forwarded",
             head.forwarded.as_ref().map(ToString::to_string),
+            false,
         ),
         (
             "traceparent",
             head.traceparent.map(|trace| trace.to_string()),
+            false,
         ),
     ];
-    for (name, text) in texts {
+    for (name, text, is_repeated) in texts {
         if let Some(text) = text.filter(|text| !text.is_empty()) {
-            let value = HeaderValue::try_from(text)?;
+            let mut value = HeaderValue::try_from(text)?;
+            // What differs with every connection has no place in the compression's table (RFC 7541 §7.1.3).
+            value.set_sensitive(!is_repeated);
             request
                 .headers_mut()
                 .insert(HeaderName::from_static(name), value);

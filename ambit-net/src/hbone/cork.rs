@@ -22,18 +22,29 @@ pub(crate) struct Cork<T>(Arc<Mutex<Shared<T>>>);
 struct Shared<T> {
     io: T,
     verdict: Option<TlsError>,
+    /// Bytes read in this turn.
+    read: usize,
 }
+
+/// Most bytes that HTTP/2 reads in one turn, so that one busy tunnel does not keep the thread from all others.
+const TURN: usize = 1024 * 1024;
 
 /// Splits a connection. Both halves stay on one thread, so the lock between them is never waited for.
 pub(crate) fn cork<T>(io: T) -> (Corked<T>, Cork<T>) {
-    let shared = Arc::new(Mutex::new(Shared { io, verdict: None }));
+    let shared = Arc::new(Mutex::new(Shared {
+        io,
+        verdict: None,
+        read: 0,
+    }));
     (Corked(Arc::clone(&shared)), Cork(shared))
 }
 
 impl<T: AsyncWrite + Unpin> Cork<T> {
-    /// Sends what was written since the last time.
+    /// Ends a turn: sends what was written in it.
     pub(crate) fn poll_flush(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut locked(&self.0).io).poll_flush(cx)
+        let mut shared = locked(&self.0);
+        shared.read = 0;
+        Pin::new(&mut shared.io).poll_flush(cx)
     }
 }
 
@@ -51,7 +62,13 @@ impl<T: AsyncRead + Unpin> AsyncRead for Corked<T> {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let mut shared = locked(&self.0);
+        if shared.read >= TURN {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let before = buf.filled().len();
         let polled = Pin::new(&mut shared.io).poll_read(cx, buf);
+        shared.read += buf.filled().len() - before;
         if let Poll::Ready(Err(error)) = &polled {
             shared.verdict = TlsError::verdict(error);
         }

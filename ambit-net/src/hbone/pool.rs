@@ -18,6 +18,7 @@ use tracing::debug;
 
 use super::client::{NoPlace, Opened, Place, TunnelClient, handshake};
 use super::{ConnectHead, HboneError, TunnelSettings};
+use crate::meters::Gauge;
 use crate::tasks::{Drained, Tasks};
 
 /// Dials of one key under way at once, each of which is promised to as many streams as one tunnel has.
@@ -100,6 +101,7 @@ impl Default for PoolSettings {
 pub struct Pool {
     shared: Arc<Shared>,
     tasks: Tasks,
+    open: Gauge,
 }
 
 struct Shared {
@@ -135,8 +137,8 @@ enum Next {
 }
 
 impl Pool {
-    /// An empty pool; `name` says in logs whose it is.
-    pub fn new(name: impl Into<Arc<str>>, settings: PoolSettings) -> Self {
+    /// An empty pool; `name` says in logs whose it is, `open` counts its tunnels.
+    pub fn new(name: impl Into<Arc<str>>, settings: PoolSettings, open: Gauge) -> Self {
         let shared = Arc::new(Shared {
             settings,
             state: Mutex::default(),
@@ -144,6 +146,7 @@ impl Pool {
         Self {
             shared,
             tasks: Tasks::new(name),
+            open,
         }
     }
 
@@ -249,6 +252,7 @@ impl Pool {
     {
         let shared = Arc::downgrade(&self.shared);
         let settings = self.shared.settings;
+        let open = self.open.clone();
         self.tasks.spawn(async move {
             let dialled = timeout(settings.dial_deadline, async {
                 handshake(Box::pin(dial).await?, &settings.tunnel).await
@@ -257,6 +261,7 @@ impl Pool {
                 Ok(made) => made,
                 Err(error) => return settle(&shared, &key, promise, Err(error)),
             };
+            let _counted = open.hold();
             settle(&shared, &key, promise, Ok(Arc::clone(&tunnel)));
             if let Err(error) = driver.run().await {
                 debug!(via = %key.via, reason = error.reason().code(), %error, "tunnel lost");

@@ -13,6 +13,7 @@ use super::*;
 use crate::hbone::pool::{Pool, PoolSettings, TunnelKey};
 use crate::hbone::server::Tunnel;
 use crate::hbone::{ConnectHead, TunnelSettings};
+use crate::meters::Gauge;
 use crate::tasks::Tasks;
 
 /// Longest that a test waits for anything.
@@ -96,7 +97,7 @@ async fn tunnelled_streams(tasks: &Tasks, pool: &Pool) -> (HboneStream, HboneStr
 async fn tunnelled() -> Path {
     let (tasks, pool) = (
         Tasks::new("test"),
-        Pool::new("test", PoolSettings::default()),
+        Pool::new("test", PoolSettings::default(), Gauge::default()),
     );
     let (near_stream, far_stream) = tunnelled_streams(&tasks, &pool).await;
     let (client, near) = tcp_pair().await;

@@ -50,6 +50,7 @@ impl Sign for Signer {
 }
 
 struct Bench {
+    meters: Arc<Meters>,
     signer: Arc<Signer>,
     store: CertStore,
     tasks: Tasks,
@@ -70,10 +71,12 @@ impl Bench {
         });
         let settings = CertStoreSettings::default();
         let dyn_signer: Arc<dyn Sign> = Arc::<Signer>::clone(&signer);
-        let store = CertStore::new(dyn_signer, settings, clock);
+        let meters = Meters::new("test", 10);
+        let store = CertStore::new(dyn_signer, settings, clock, &meters);
         let tasks = Tasks::new("test");
         tasks.spawn(store.clone().run(tasks.stop_signal()));
         Self {
+            meters,
             signer,
             store,
             tasks,
@@ -82,6 +85,10 @@ impl Bench {
 
     fn asked(&self) -> usize {
         self.signer.asked.load(Ordering::SeqCst)
+    }
+
+    fn metric(&self, line: &str) -> bool {
+        self.meters.render().lines().any(|found| found == line)
     }
 
     fn refuse(&self, refuses: bool) {
@@ -145,15 +152,24 @@ async fn serves_the_old_certificate_to_its_end_and_then_refuses() {
     let still = bench.store.get(&web).await.unwrap();
     assert_eq!(still.serial(), first.serial());
     assert!(bench.store.snapshot()[0].error.is_some());
+    assert!(bench.metric("ambit_certificates{state=\"valid\"} 1"));
 
     sleep(Duration::from_secs(2)).await;
     let error = bench.store.get(&web).await.unwrap_err();
     assert!(matches!(error, CertError::Sign(_)), "{error}");
     assert_eq!(error.reason().code(), "no_certificate");
 
+    sleep(Duration::from_secs(150)).await;
+    assert!(bench.metric("ambit_certificates{state=\"missing\"} 1"));
+    assert!(bench.metric("ambit_certificates{state=\"valid\"} 0"));
+    let refused = format!("{{outcome=\"refused\"}} {}", bench.asked() - 1);
+    assert!(bench.metric(&format!("ambit_certificate_requests_total{refused}")));
+
     bench.refuse(false);
     sleep(Duration::from_secs(160)).await;
     bench.store.get(&web).await.unwrap();
+    assert!(bench.metric("ambit_certificates{state=\"valid\"} 1"));
+    assert!(bench.metric("ambit_certificate_requests_total{outcome=\"signed\"} 2"));
 }
 
 #[tokio::test(start_paused = true)]

@@ -64,7 +64,7 @@ struct Net {
 impl Net {
     fn new(settings: PoolSettings, act: Act) -> Self {
         Self {
-            pool: Pool::new("test", settings),
+            pool: Pool::new("test", settings, Gauge::default()),
             dials: AtomicUsize::new(0),
             delay: Duration::from_millis(5),
             act,
@@ -219,7 +219,7 @@ async fn the_peers_own_limit_is_kept() {
 
 #[tokio::test(start_paused = true)]
 async fn a_failed_dial_is_everybodys_answer_and_the_next_one_tries_again() {
-    let pool = Pool::new("test", PoolSettings::default());
+    let pool = Pool::new("test", PoolSettings::default(), Gauge::default());
     let dials = AtomicUsize::new(0);
     let open = async || {
         let dial = || async {
@@ -389,7 +389,7 @@ async fn an_idle_tunnel_is_closed_and_a_used_one_is_not() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_answers_no_ping_is_given_up() {
-    let pool = Pool::new("test", PoolSettings::default());
+    let pool = Pool::new("test", PoolSettings::default(), Gauge::default());
     let (near, mut far) = duplex(64 * 1024);
     let near = Mutex::new(Some(near));
     let dial = || {
@@ -468,7 +468,7 @@ async fn a_server_that_refuses_our_certificate_is_named_as_the_cause() {
             connected.map_err(HboneError::Tls)
         }
     };
-    let pool = Pool::new("test", PoolSettings::default());
+    let pool = Pool::new("test", PoolSettings::default(), Gauge::default());
     let error = pool.open(&key(), &head(), dial).await.unwrap_err();
     let HboneError::Tls(TlsError::RefusedByPeer(alert)) = &error else {
         panic!("{error:?}")
@@ -482,7 +482,7 @@ fn opening_can_move_between_threads_and_is_small() {
     fn check<F: Future + Send>(_: impl FnOnce() -> F) -> usize {
         size_of::<F>()
     }
-    let pool = Pool::new("test", PoolSettings::default());
+    let pool = Pool::new("test", PoolSettings::default(), Gauge::default());
     let (key, head) = (key(), head());
     let dial = || async { Err::<DuplexStream, _>(HboneError::ConnectDeadline) };
     let size = check(|| pool.open(&key, &head, dial));
