@@ -116,11 +116,12 @@ impl App {
             ..CertStoreSettings::default()
         };
         let signer = Arc::new(CaClient::new(ca, config.cert_lifetime));
+        let meters = Meters::new("ztunnel", config.limits.traffic_series);
         let mesh = Arc::new(Mesh {
             view: SharedView::new(view),
             synced: Synced::new(),
-            certs: CertStore::new(signer, settings, Arc::new(unix_seconds)),
-            meters: Meters::new("ztunnel", config.limits.traffic_series),
+            certs: CertStore::new(signer, settings, Arc::new(unix_seconds), &meters),
+            meters,
             trust_domain: Text::clone(&place.trust_domain),
             ipv6: config.ipv6,
             limits: config.limits,

@@ -25,7 +25,7 @@ use ambit_core::view::MeshView;
 use ambit_core::workload::Workload;
 use ambit_net::certs::CertStore;
 use ambit_net::hbone::pool::{Pool, PoolSettings};
-use ambit_net::meters::Meters;
+use ambit_net::meters::{Meters, TUNNELS_OPEN};
 use ambit_net::netns::Netns;
 use ambit_net::node_report::ServedPod;
 use ambit_net::serve::serve;
@@ -153,7 +153,11 @@ impl PodProxy {
                 mesh: Arc::clone(mesh),
                 sockets: sockets.clone(),
                 admission: Arc::new(Admission::new(pod.name.clone(), mesh.view.clone())),
-                pool: Pool::new(format!("tunnels of {}", pod.name), PoolSettings::default()),
+                pool: Pool::new(
+                    format!("tunnels of {}", pod.name),
+                    PoolSettings::default(),
+                    mesh.meters.gauge(&TUNNELS_OPEN, ["outbound"]),
+                ),
                 handshakes: Arc::clone(&worker.handshakes),
                 spawner: tasks.spawner(),
                 flows: Arc::clone(&worker.flows),
