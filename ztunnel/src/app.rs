@@ -85,9 +85,11 @@ pub fn run(config: Config, log: Log) -> Result<(), AppError> {
         .enable_all()
         .build()
         .map_err(AppError::Threads)?;
-    let workers =
-        Workers::start(config.workers, config.limits.handshakes).map_err(AppError::Threads)?;
-    let outcome = control.block_on(App::new(config, log, &workers)?.run());
+    let limits = config.limits;
+    let meters = Meters::new("ztunnel", limits.traffic_series);
+    let workers = Workers::start(config.workers, limits.handshakes, &meters);
+    let workers = workers.map_err(AppError::Threads)?;
+    let outcome = control.block_on(App::new(config, log, meters, &workers)?.run());
     workers.end();
     outcome
 }
@@ -106,7 +108,12 @@ struct App {
 }
 
 impl App {
-    fn new(config: Config, log: Log, workers: &Workers) -> Result<Self, AppError> {
+    fn new(
+        config: Config,
+        log: Log,
+        meters: Arc<Meters>,
+        workers: &Workers,
+    ) -> Result<Self, AppError> {
         let place = &config.place;
         let xds = Arc::new(Dialer::new(config.xds.clone())?);
         let ca = Arc::new(Dialer::new(config.ca.clone())?);
@@ -116,7 +123,6 @@ impl App {
             ..CertStoreSettings::default()
         };
         let signer = Arc::new(CaClient::new(ca, config.cert_lifetime));
-        let meters = Meters::new("ztunnel", config.limits.traffic_series);
         let mesh = Arc::new(Mesh {
             view: SharedView::new(view),
             synced: Synced::new(),

@@ -156,6 +156,14 @@ impl Config {
     }
 }
 
+/// All settings as a Markdown table, for docs/config.md.
+pub fn table() -> String {
+    let mut env = EnvReader::default();
+    // Nothing is set, so reading fails; what was asked for is known all the same.
+    drop(Config::read(&mut env));
+    env.table()
+}
+
 impl Place {
     fn read(env: &mut EnvReader) -> Self {
         let node = env

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ambit_core::names::PodUid;
-use ambit_net::meters::{Reporter, Traffic};
+use ambit_net::meters::{self, Gauge, Hold, Meters, Reporter, Traffic};
 use ambit_net::relay::ByteCounts;
 use serde::Serialize;
 use tokio::time::{MissedTickBehavior, interval};
@@ -74,9 +74,12 @@ pub(crate) struct Flow {
 }
 
 /// The connections that are being carried on one worker.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Flows {
     book: Mutex<Book>,
+    /// How many there are in each direction, on all workers together.
+    inbound: Gauge,
+    outbound: Gauge,
 }
 
 #[derive(Debug, Default)]
@@ -91,12 +94,29 @@ pub(crate) struct OpenFlow {
     flows: Arc<Flows>,
     id: u64,
     flow: Arc<Flow>,
+    _counted: Hold,
 }
 
 impl Flows {
+    /// An empty book.
+    pub(crate) fn new(meters: &Meters) -> Self {
+        let open = |direction: Direction| {
+            meters.gauge(&meters::SOCKETS_OPEN, [direction.reporter().word()])
+        };
+        Self {
+            book: Mutex::default(),
+            inbound: open(Direction::Inbound),
+            outbound: open(Direction::Outbound),
+        }
+    }
+
     /// Enters a connection and counts it as opened.
     pub(crate) fn open(self: &Arc<Self>, route: Route, traffic: Traffic) -> OpenFlow {
         traffic.opened();
+        let counted = match route.direction {
+            Direction::Inbound => self.inbound.hold(),
+            Direction::Outbound => self.outbound.hold(),
+        };
         let flow = Arc::new(Flow {
             route,
             counts: ByteCounts::default(),
@@ -111,6 +131,7 @@ impl Flows {
             flows: Arc::clone(self),
             id,
             flow,
+            _counted: counted,
         }
     }
 

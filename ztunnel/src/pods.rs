@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use ambit_core::names::PodUid;
 use ambit_core::reason::Reason;
+use ambit_net::meters::{self, Counter, Gauge, Hold, Meters};
 use ambit_net::netns::{Netns, NetnsId};
 use ambit_net::node_report::ServedPods;
 use ambit_net::tasks::Tasks;
@@ -36,6 +37,17 @@ pub(crate) struct PodSet {
     leaving: Tasks,
     roster: watch::Sender<Roster>,
     served: watch::Sender<ServedPods>,
+    figures: Figures,
+}
+
+/// The metrics of pods.
+#[derive(Debug)]
+struct Figures {
+    active: Gauge,
+    pending: Gauge,
+    started: Counter,
+    stopped: Counter,
+    agent: Gauge,
 }
 
 /// What others may know of the pods.
@@ -103,6 +115,7 @@ impl PodSet {
     /// No pods yet; their proxies will run on `workers`. `own_netns` is refused as a pod's.
     pub(crate) fn new(mesh: Arc<Mesh>, workers: Vec<Worker>, own_netns: NetnsId) -> Self {
         Self {
+            figures: Figures::new(&mesh.meters),
             mesh,
             workers,
             own_netns,
@@ -121,6 +134,11 @@ impl PodSet {
     /// The pods that are truly served, for the controller; none until the agent has told all that it has.
     pub(crate) fn served(&self) -> watch::Receiver<ServedPods> {
         self.served.subscribe()
+    }
+
+    /// Counts the agent as connected until the value is dropped.
+    pub(crate) fn hold_agent(&self) -> Hold {
+        self.figures.agent.hold()
     }
 
     /// Serves a pod. One that is served already stays as it is, unless it has got another network namespace.
@@ -247,6 +265,7 @@ impl PodSet {
             return Err(AddError::NetnsTaken { netns: id, other });
         }
         let proxy = PodProxy::start(pod, netns, &self.mesh, &self.workers)?;
+        self.figures.started.increment();
         // Ahead of the first connection, which asks again if this fails.
         if let Err(error) = self.mesh.certs.want(&pod.identity) {
             warn!(pod = %pod.name, %error, "no certificate is fetched ahead");
@@ -261,6 +280,7 @@ impl PodSet {
             return;
         };
         info!(pod = %pod.name, pod.uid = %pod.uid, "pod is no longer served");
+        self.figures.stopped.increment();
         proxy.stop(Reason::PodRemoved);
         let end = Instant::now() + self.mesh.limits.termination;
         let certs = self.mesh.certs.clone();
@@ -273,6 +293,9 @@ impl PodSet {
     fn publish(&self) {
         let pods = self.entries.values().map(Entry::describe).collect();
         self.roster.send_modify(|roster| roster.pods = pods);
+        let up = self.entries.values().filter(|entry| entry.is_up()).count();
+        self.figures.active.set(count(up));
+        self.figures.pending.set(count(self.entries.len() - up));
         if self.roster.borrow().complete {
             let up = self.entries.values().filter(|entry| entry.is_up());
             let served = Some(up.map(|entry| entry.pod.as_served()).collect());
@@ -283,6 +306,22 @@ impl PodSet {
             });
         }
     }
+}
+
+impl Figures {
+    fn new(meters: &Meters) -> Self {
+        Self {
+            active: meters.gauge(&meters::ACTIVE_PROXIES, []),
+            pending: meters.gauge(&meters::PENDING_PROXIES, []),
+            started: meters.counter(&meters::PROXIES_STARTED, []),
+            stopped: meters.counter(&meters::PROXIES_STOPPED, []),
+            agent: meters.gauge(&meters::HANDOFF_CONNECTED, []),
+        }
+    }
+}
+
+fn count(pods: usize) -> i64 {
+    i64::try_from(pods).unwrap_or(i64::MAX)
 }
 
 impl Entry {

@@ -25,7 +25,7 @@ use ambit_core::view::MeshView;
 use ambit_core::workload::Workload;
 use ambit_net::certs::CertStore;
 use ambit_net::hbone::pool::{Pool, PoolSettings};
-use ambit_net::meters::{Meters, TUNNELS_OPEN};
+use ambit_net::meters::{Gauge, Meters, TUNNELS_OPEN};
 use ambit_net::netns::Netns;
 use ambit_net::node_report::ServedPod;
 use ambit_net::serve::serve;
@@ -119,6 +119,8 @@ pub(crate) struct PodContext {
     pub(crate) admission: Arc<Admission>,
     /// Tunnels to other proxies.
     pub(crate) pool: Pool,
+    /// Tunnels that clients have opened, to any pod.
+    pub(crate) tunnels: Gauge,
     /// The worker's handshakes with clients that may be under way.
     pub(crate) handshakes: Arc<Semaphore>,
     /// Where the streams of a tunnel are spawned.
@@ -158,6 +160,7 @@ impl PodProxy {
                     PoolSettings::default(),
                     mesh.meters.gauge(&TUNNELS_OPEN, ["outbound"]),
                 ),
+                tunnels: mesh.meters.gauge(&TUNNELS_OPEN, ["inbound"]),
                 handshakes: Arc::clone(&worker.handshakes),
                 spawner: tasks.spawner(),
                 flows: Arc::clone(&worker.flows),

@@ -8,6 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use ambit_net::meters::Meters;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::{Semaphore, oneshot};
 use tracing::error;
@@ -33,17 +34,17 @@ pub(crate) struct Worker {
 }
 
 impl Workers {
-    /// Starts `count` threads, each with room for so many handshakes.
+    /// Starts `count` threads, each with room for so many handshakes; counts their connections in `meters`.
     ///
     /// # Errors
     /// When the system refuses a thread or a runtime's descriptors; what was started ends again.
-    pub(crate) fn start(count: usize, handshakes: usize) -> io::Result<Self> {
+    pub(crate) fn start(count: usize, handshakes: usize, meters: &Meters) -> io::Result<Self> {
         let mut started = Self {
             workers: Vec::new(),
             threads: Vec::new(),
         };
         for index in 0..count {
-            started.add(index, handshakes)?;
+            started.add(index, handshakes, Flows::new(meters))?;
         }
         Ok(started)
     }
@@ -64,11 +65,11 @@ impl Workers {
         }
     }
 
-    fn add(&mut self, index: usize, handshakes: usize) -> io::Result<()> {
+    fn add(&mut self, index: usize, handshakes: usize, flows: Flows) -> io::Result<()> {
         let runtime = Builder::new_current_thread().enable_all().build()?;
         let handle = runtime.handle().clone();
         let (end, ended) = oneshot::channel();
-        let flows = Arc::new(Flows::default());
+        let flows = Arc::new(flows);
         let reporting = Arc::clone(&flows).keep_reporting();
         let thread = std::thread::Builder::new()
             .name(format!("worker-{index}"))
@@ -102,7 +103,7 @@ mod tests {
 
     #[test]
     fn tasks_run_on_the_worker_that_was_entered() {
-        let workers = Workers::start(2, 1).unwrap();
+        let workers = Workers::start(2, 1, &Meters::new("test", 1)).unwrap();
         let tasks = Tasks::new("test");
         let (tx, rx) = mpsc::channel();
         for worker in workers.all() {

@@ -75,8 +75,10 @@ pub(crate) async fn run(pods: &mut PodSet, path: &Path) {
         match Connection::connect(path) {
             Ok(agent) => {
                 info!(socket = %path.display(), "connected to the node agent");
+                let connected = pods.hold_agent();
                 let mut session = Session::new(agent);
                 let error = session.run(pods, &mut retry).await;
+                drop(connected);
                 pods.lost_agent();
                 warn!(
                     error = with_causes(&error),

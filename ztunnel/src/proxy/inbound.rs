@@ -39,6 +39,7 @@ pub(crate) async fn handle_connection(pod: Arc<PodContext>, tcp: TcpStream, clie
         Ok(opened) => opened,
         Err(error) => return ConnectionRecord::inbound(&pod, client, None).finish(Err(error)),
     };
+    let _counted = pod.tunnels.hold();
     let stop = pod.spawner.stop_signal();
     let mut leaving = false;
     loop {

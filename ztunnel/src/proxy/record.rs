@@ -15,7 +15,7 @@ use ambit_core::service::Service;
 use ambit_core::view::MeshView;
 use ambit_core::workload::Workload;
 use ambit_net::hbone::ConnectHead;
-use ambit_net::meters::{Meters, Party, ServiceParty, TrafficLabels};
+use ambit_net::meters::{CONNECTION_ENDS, Meters, Party, ServiceParty, TrafficLabels};
 use ambit_net::relay::ByteCounts;
 use tokio::time::Instant;
 use tracing::{debug, field, info, warn};
@@ -227,6 +227,12 @@ impl ConnectionRecord {
             self.meters.traffic(&self.facts.labels()).failed(flags);
         }
         drop(open);
+        let word = failure
+            .as_ref()
+            .map_or(Reason::Ok, |failure| failure.reason)
+            .code();
+        let labels = [self.facts.route.direction.word(), word];
+        self.meters.counter(&CONNECTION_ENDS, labels).increment();
         self.facts.log(bytes, millis, failure.as_ref());
     }
 }
