@@ -216,3 +216,6 @@ async fn meanwhile<F: Future>(pods: &mut PodSet, retry: &mut Interval, event: F)
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -318,3 +318,6 @@ impl End {
         self.workload.as_deref().map(part)
     }
 }
+
+#[cfg(test)]
+mod tests;
