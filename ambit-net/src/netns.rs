@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::thread;
 
 use nix::errno::Errno;
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
 use nix::sys::stat::fstat;
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use tokio::sync::oneshot;
@@ -81,6 +81,11 @@ pub enum NetnsError {
         /// The system's error.
         source: io::Error,
     },
+    /// A new namespace cannot be made.
+    #[error(
+        "cannot make a network namespace; it needs CAP_SYS_ADMIN: run as root, or add SYS_ADMIN to the container"
+    )]
+    Make(#[source] io::Error),
     /// [`Netns::run_in_place`] inside of another one.
     #[error("already inside another network namespace")]
     Nested,
@@ -136,6 +141,24 @@ impl Netns {
     /// [`NetnsError::Open`] when /proc is not mounted or no descriptor is free.
     pub fn current() -> Result<Self, NetnsError> {
         Self::open(Path::new(OWN))
+    }
+
+    /// Makes a new namespace, empty and with loopback down; it goes with its last user.
+    ///
+    /// # Errors
+    /// [`NetnsError::Make`] without `CAP_SYS_ADMIN` or above the limit of namespaces.
+    pub fn fresh() -> Result<Self, NetnsError> {
+        let make = || {
+            unshare(CloneFlags::CLONE_NEWNET).map_err(|errno| NetnsError::Make(errno.into()))?;
+            Self::current()
+        };
+        thread::scope(|scope| {
+            let maker = thread::Builder::new().name("netns-maker".to_owned());
+            let made = maker
+                .spawn_scoped(scope, make)
+                .map_err(NetnsError::Thread)?;
+            made.join().unwrap_or(Err(NetnsError::Panicked))
+        })
     }
 
     /// Which namespace this is.
