@@ -86,6 +86,14 @@ pub fn verify(pod: &PodNet, phase: Phase) -> Result<bool, RedirectError> {
     Ok(nft::compare(&ruleset::for_pod(pod, phase))? == Found::Same)
 }
 
+/// True when the namespace has none of our tables, in whatever state.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn is_absent() -> Result<bool, RedirectError> {
+    Ok(nft::compare(&ruleset::Ruleset { tables: vec![] })? == Found::Nothing)
+}
+
 /// Removes everything that [`apply`] makes, in reverse order. Nothing there is fine.
 ///
 /// # Errors
@@ -105,4 +113,31 @@ pub fn remove() -> Result<(), RedirectError> {
 /// When connection tracking cannot be read, for example because the kernel has no `nf_conntrack_netlink`.
 pub fn captured_connections() -> Result<usize, RedirectError> {
     connections::count()
+}
+
+/// Does everything of this file once, in a namespace that is good for nothing else. Returns the feature that is missing
+/// and can be done without, if one is.
+///
+/// # Errors
+/// What would fail in a pod's namespace as well.
+pub fn rehearse() -> Result<Option<Feature>, RedirectError> {
+    Routing::open()?.bring_loopback_up()?;
+    let pod = PodNet {
+        families: Families::of_this_namespace(),
+        probes: ruleset::Probes::ISTIO,
+        bypass_inbound: false,
+        virtual_interfaces: Vec::new(),
+    };
+    for phase in [Phase::Captured, Phase::Leaving] {
+        apply(&pod, phase)?;
+        if !verify(&pod, phase)? {
+            return Err(RedirectError::Disputed);
+        }
+    }
+    let missing = match captured_connections() {
+        Err(RedirectError::Feature { feature, .. }) => Some(feature),
+        other => other.map(|_none| None)?,
+    };
+    remove()?;
+    Ok(missing)
 }

@@ -164,7 +164,7 @@ pub enum RedirectError {
         source: io::Error,
     },
     /// Anything else; the source says it in the kernel's words.
-    #[error("{step} failed: {source}")]
+    #[error("{step} failed")]
     Kernel {
         /// What was refused.
         step: Step,
@@ -228,3 +228,6 @@ fn expression(error: &NetlinkError) -> String {
     });
     name.unwrap_or_else(|| "ct".to_owned())
 }
+
+#[cfg(test)]
+mod tests;

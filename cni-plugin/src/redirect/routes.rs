@@ -5,6 +5,7 @@
 
 use ambit_core::ports;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
+use netlink_packet_route::link::{LinkFlags, LinkMessage};
 use netlink_packet_route::route::{
     RouteAttribute, RouteHeader, RouteMessage, RouteProtocol, RouteScope, RouteType,
 };
@@ -61,6 +62,17 @@ impl Routing {
     pub(super) fn open() -> Result<Self, RedirectError> {
         Conversation::open(NETLINK_ROUTE)
             .map(Self)
+            .map_err(|error| RedirectError::explain(Step::Routing, error))
+    }
+
+    /// Brings the interface lo up.
+    pub(super) fn bring_loopback_up(&mut self) -> Result<(), RedirectError> {
+        let mut loopback = LinkMessage::default();
+        loopback.header.index = LOOPBACK;
+        loopback.header.flags = LinkFlags::Up;
+        loopback.header.change_mask = LinkFlags::Up;
+        self.0
+            .request(RouteNetlinkMessage::SetLink(loopback), 0)
             .map_err(|error| RedirectError::explain(Step::Routing, error))
     }
 

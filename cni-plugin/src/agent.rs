@@ -1,0 +1,207 @@
+//! The node agent: keeps every pod of this node captured, or not, as its source of pods says.
+//!
+//! Started by `app.rs`. It has a task for each pod (`agent/pod.rs`) and tells it what is wanted; it never waits for one.
+//! What was captured before a restart is taken up again before anything is decided. Knows no rules and no files.
+
+pub mod pods;
+pub mod memory;
+mod netns;
+pub mod report;
+mod tools;
+mod pod;
+
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::time::Duration;
+
+use ambit_core::names::PodUid;
+use ambit_net::netns::NetnsError;
+use ambit_net::tasks::{Stop, Tasks};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep_until};
+use tracing::{info, warn};
+
+use crate::handoff::{Announcement, Handoff};
+use crate::redirect::ruleset::Phase;
+use memory::{Memory, Record};
+use netns::Namespaces;
+use pod::{PodTask, Wish};
+use pods::{NodePods, Source, Spec};
+use report::Report;
+use tools::Tools;
+
+pub use tools::Settings;
+
+/// How long after the start the source must have been heard before pods that it does not name are let go. A file may be
+/// half written at the first look; it is read again within half a second.
+const RELEASE_GRACE: Duration = Duration::from_secs(2);
+/// Pods that may have left and not been struck off yet: their tasks wait, nothing else does.
+const MOST_FINISHED: usize = 64;
+
+/// All pods that the agent deals with.
+#[derive(Debug)]
+pub struct Agent {
+    tools: Tools,
+    pods: BTreeMap<PodUid, Pod>,
+    tasks: Tasks,
+    finished: (mpsc::Sender<PodUid>, mpsc::Receiver<PodUid>),
+    said: Option<NodePods>,
+    release_from: Instant,
+}
+
+/// A pod and its task.
+#[derive(Debug)]
+struct Pod {
+    wish: watch::Sender<Wish>,
+    /// The source has named it since the start. Before that its absence may only mean that it could not be read.
+    confirmed: bool,
+}
+
+impl Agent {
+    /// Takes up what was captured before: the next ztunnel that connects will be told to keep it.
+    ///
+    /// # Errors
+    /// When the own network namespace cannot be read.
+    pub fn new(
+        handoff: Handoff,
+        memory: Memory,
+        remembered: BTreeMap<PodUid, Record>,
+        settings: Settings,
+    ) -> Result<Self, NetnsError> {
+        let tools = Tools {
+            handoff,
+            memory,
+            namespaces: Namespaces::new()?,
+            report: Report::default(),
+            settings,
+        };
+        let mut agent = Self {
+            tools,
+            pods: BTreeMap::new(),
+            tasks: Tasks::new("pods"),
+            finished: mpsc::channel(MOST_FINISHED),
+            said: None,
+            release_from: Instant::now() + RELEASE_GRACE,
+        };
+        for record in remembered.into_values() {
+            agent.take_up(record);
+        }
+        Ok(agent)
+    }
+
+    /// Where each pod stands.
+    pub fn report(&self) -> Report {
+        self.tools.report.clone()
+    }
+
+    /// Follows the source until stopped. Rules stay as they are then: what is captured stays captured.
+    pub async fn run(mut self, mut source: Source, stop: Stop) {
+        loop {
+            let release_due = (!self.all_confirmed()).then_some(self.release_from);
+            let release = async {
+                match release_due.filter(|at| *at > Instant::now()) {
+                    Some(at) => sleep_until(at).await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                () = stop.stopped() => return,
+                said = source.next() => self.said = Some(said),
+                finished = self.finished.1.recv() => if let Some(uid) = finished {
+                    self.strike(&uid);
+                },
+                () = release => {}
+            }
+            self.reconcile();
+        }
+    }
+
+    /// Tells every pod's task what the source wants of it.
+    fn reconcile(&mut self) {
+        let Some(said) = self.said.take() else {
+            return;
+        };
+        for (uid, spec) in &said.enrolled {
+            self.want(uid, spec);
+        }
+        let heard = Instant::now() >= self.release_from;
+        for (uid, pod) in &self.pods {
+            let wanted = said.enrolled.contains_key(uid) || said.unclear.contains_key(uid);
+            // A pod that is not named may be in a file that cannot be read.
+            let certain = heard && (said.whole || said.others.contains(uid));
+            if !wanted && (pod.confirmed || certain) {
+                pod.wish.send_if_modified(|wish| wish.become_left());
+            }
+        }
+        self.said = Some(said);
+    }
+
+    /// The pod is to be captured.
+    fn want(&mut self, uid: &PodUid, spec: &Spec) {
+        let wish = Wish::Captured(spec.clone());
+        match self.pods.get_mut(uid) {
+            Some(pod) => {
+                pod.confirmed = true;
+                pod.wish.send_if_modified(|old| {
+                    let news = *old != wish;
+                    *old = wish;
+                    news
+                });
+            }
+            None => self.start(uid.clone(), wish, None, true),
+        }
+    }
+
+    /// A pod that was captured, or leaving, before the agent was restarted.
+    fn take_up(&mut self, record: Record) {
+        info!(pod = %record.spec.pod.name, phase = ?record.phase, "a pod is taken up from before the restart");
+        // Whoever connects before its namespace is open is told to keep it.
+        drop(self.tools.handoff.announce(Announcement {
+            pod: record.spec.pod.clone(),
+            netns: None,
+        }));
+        let wish = match record.phase {
+            Phase::Captured => Wish::Captured(record.spec.clone()),
+            Phase::Leaving => Wish::Left,
+        };
+        self.start(record.spec.pod.uid.clone(), wish, Some(record), false);
+    }
+
+    fn start(&mut self, uid: PodUid, wish: Wish, remembered: Option<Record>, confirmed: bool) {
+        let (wish, listener) = watch::channel(wish);
+        let finished = self.finished.0.clone();
+        let task = PodTask::new(
+            uid.clone(),
+            self.tools.clone(),
+            listener,
+            remembered,
+            finished,
+        );
+        self.tasks.spawn(task.run());
+        self.pods.insert(uid, Pod { wish, confirmed });
+    }
+
+    /// A pod has left; its task ends, unless it is wanted again meanwhile.
+    fn strike(&mut self, uid: &PodUid) {
+        if let Some(pod) = self.pods.get(uid)
+            && *pod.wish.borrow() == Wish::Left
+        {
+            self.pods.remove(uid);
+        }
+    }
+
+    fn all_confirmed(&self) -> bool {
+        self.pods.values().all(|pod| pod.confirmed)
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if self.tasks.panicked() > 0 {
+            warn!(tasks = self.tasks.panicked(), "tasks of pods have panicked");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

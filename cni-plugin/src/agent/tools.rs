@@ -1,0 +1,127 @@
+//! The single steps of which a pod's life is made: open its namespace, write its rules, tell ztunnel, count, undo.
+//!
+//! Called by the pod tasks (`agent/pod.rs`), which know the order. Each step may be repeated; whatever blocks runs on a
+//! thread of its own. Knows nothing of wishes and of what comes next.
+
+use std::path::Path;
+use std::time::Duration;
+
+use ambit_core::names::PodUid;
+use ambit_net::netns::NetnsError;
+use thiserror::Error;
+use tokio::sync::watch;
+use tokio::task::spawn_blocking;
+
+use super::memory::Memory;
+use super::netns::{Held, Namespaces, OpenError};
+use super::pods::Spec;
+use super::report::Report;
+use crate::handoff::{Announcement, Handoff, Serving};
+use crate::redirect::ruleset::{Families, Phase, PodNet, Probes};
+use crate::redirect::{self, Applied, Feature, RedirectError};
+
+/// What an operator can choose.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// Addresses of probes that are not captured.
+    pub probes: Probes,
+    /// How long captured connections of a leaving pod may go on.
+    pub leave_timeout: Duration,
+    /// How often the rules are compared with what they should be.
+    pub verify_interval: Duration,
+}
+
+/// What every pod task works with. Cheap to clone; all clones work on the same.
+#[derive(Clone, Debug)]
+pub(super) struct Tools {
+    pub(super) handoff: Handoff,
+    pub(super) memory: Memory,
+    pub(super) namespaces: Namespaces,
+    pub(super) report: Report,
+    pub(super) settings: Settings,
+}
+
+/// Why a step failed; it is tried again.
+#[derive(Debug, Error)]
+pub(super) enum StepError {
+    /// The namespace cannot be used.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The namespace cannot be entered.
+    #[error(transparent)]
+    Enter(#[from] NetnsError),
+    /// The rules cannot be read or written.
+    #[error(transparent)]
+    Redirect(#[from] RedirectError),
+    /// A helper thread ended without a result.
+    #[error("a thread of the agent panicked")]
+    Panicked,
+}
+
+impl StepError {
+    /// True when there is no namespace any more in which the pod could have rules.
+    pub(super) fn is_absence(&self) -> bool {
+        use OpenError::{Absent, Own, Taken};
+        matches!(self, Self::Open(Absent(_) | Own(_) | Taken { .. }))
+    }
+}
+
+impl Tools {
+    /// Opens the namespace at a path for a pod.
+    pub(super) async fn open(&self, uid: &PodUid, path: &Path) -> Result<Held, StepError> {
+        let (namespaces, uid, path) = (self.namespaces.clone(), uid.clone(), path.to_owned());
+        let opened = spawn_blocking(move || namespaces.open(&uid, &path)).await;
+        Ok(opened.map_err(|_panic| StepError::Panicked)??)
+    }
+
+    /// Makes the rules in the namespace those of the pod.
+    pub(super) async fn apply(
+        &self,
+        held: &Held,
+        spec: &Spec,
+        phase: Phase,
+    ) -> Result<Applied, StepError> {
+        let (probes, options) = (self.settings.probes, spec.options.clone());
+        let applied = held.netns().run_on_thread(move || {
+            let pod = PodNet {
+                families: Families::of_this_namespace(),
+                probes,
+                bypass_inbound: options.bypass_inbound,
+                virtual_interfaces: options.virtual_interfaces,
+            };
+            redirect::apply(&pod, phase)
+        });
+        Ok(applied.await??)
+    }
+
+    /// Takes the rules out of the namespace.
+    pub(super) async fn clear(&self, held: &Held) -> Result<(), StepError> {
+        Ok(held.netns().run_on_thread(redirect::remove).await??)
+    }
+
+    /// True when none of our tables is in the namespace.
+    pub(super) async fn is_clear(&self, held: &Held) -> Result<bool, StepError> {
+        Ok(held.netns().run_on_thread(redirect::is_absent).await??)
+    }
+
+    /// Number of captured connections in the namespace; none where the kernel cannot say, so that only time can.
+    pub(super) async fn captured(&self, held: &Held) -> Result<Option<usize>, StepError> {
+        let counted = held.netns().run_on_thread(redirect::captured_connections);
+        match counted.await? {
+            Ok(open) => Ok(Some(open)),
+            Err(RedirectError::Feature {
+                feature: Feature::ConnectionDump,
+                ..
+            }) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Has ztunnel told of the pod, now and when it connects anew.
+    pub(super) fn announce(&self, spec: &Spec, held: &Held) -> watch::Receiver<Serving> {
+        self.handoff.announce(Announcement {
+            pod: spec.pod.clone(),
+            netns: Some(held.netns().clone()),
+        })
+    }
+}

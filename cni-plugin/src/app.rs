@@ -1,0 +1,173 @@
+//! The node agent as a program: starts its parts in order, waits for a signal, stops them in reverse.
+//!
+//! Called by `bin/ambit-cni-agent.rs`. Stopping touches no rules: what is captured stays captured. Undoing everything is a
+//! mode of its own ([`release_all`]). Knows the order of things and nothing of how they work.
+
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ambit_net::documents::{Directory, Limits};
+use ambit_net::handoff::{HandoffError, Listener};
+use ambit_net::netns::{Netns, NetnsError};
+use ambit_net::tasks::Tasks;
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing::{error, info, warn};
+
+use crate::agent::Agent;
+use crate::agent::memory::{self, MemoryError, Opened, Record};
+use crate::agent::pods::Source;
+use crate::agent::pods::files::Files;
+use crate::config::Config;
+use crate::handoff::Handoff;
+use crate::redirect::{self, RedirectError};
+use crate::with_causes;
+
+/// How long tasks may take to end; none of them waits for another program.
+const STOP_DEADLINE: Duration = Duration::from_secs(2);
+
+/// Why the agent does not start, or cannot clean up.
+#[derive(Debug, Error)]
+pub enum AppError {
+    /// The memory cannot be used.
+    #[error(transparent)]
+    Memory(#[from] MemoryError),
+    /// The socket for ztunnel cannot be used.
+    #[error(transparent)]
+    Handoff(#[from] HandoffError),
+    /// The directory of the socket cannot be made.
+    #[error("cannot make the directory of the handoff socket")]
+    Directory(#[source] io::Error),
+    /// A network namespace cannot be made or entered.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// This kernel cannot redirect, or does not let us.
+    #[error(transparent)]
+    Redirect(#[from] RedirectError),
+    /// Signals cannot be waited for.
+    #[error("cannot wait for signals")]
+    Signals(#[source] io::Error),
+    /// The agent runs, so that nothing may be undone behind its back.
+    #[error("a node agent is running; stop it first, or it would capture the pods again")]
+    Running,
+    /// Some pods could not be released.
+    #[error("{0} pods could not be released; the log says why")]
+    NotReleased(usize),
+}
+
+/// Runs the agent until SIGTERM or SIGINT.
+///
+/// # Errors
+/// When it cannot start: then nothing has been touched.
+pub async fn run(config: Config) -> Result<(), AppError> {
+    rehearse().await?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
+    let Opened {
+        records,
+        memory,
+        writer,
+    } = memory::open(&config.state_dir)?;
+    let listener = bind(&config.handoff_socket)?;
+
+    let disk = Tasks::new("memory");
+    disk.spawn(writer.run());
+    let handoff = Handoff::default();
+    // The agent announces what it remembers before the first ztunnel is let in.
+    let agent = Agent::new(handoff.clone(), memory, records, config.pods)?;
+    let links = Tasks::new("handoff");
+    links.spawn(handoff.run(listener, links.spawner()));
+    let directory = Directory::new(&config.manifests, Limits::default());
+    let source = Source::Files(Files::new(directory, Arc::clone(&config.node)));
+    let pods = Tasks::new("agent");
+    pods.spawn(agent.run(source, pods.stop_signal()));
+    info!(
+        node = %config.node,
+        manifests = %config.manifests.display(),
+        socket = %config.handoff_socket.display(),
+        "the node agent has started"
+    );
+
+    tokio::select! {
+        _signal = terminate.recv() => {}
+        _signal = interrupt.recv() => {}
+    }
+    info!("the node agent stops; captured pods stay captured");
+    links.drain(STOP_DEADLINE).await;
+    pods.drain(STOP_DEADLINE).await;
+    disk.drain(STOP_DEADLINE).await;
+    Ok(())
+}
+
+/// Undoes the redirection of every pod that the agent has captured or that the manifests put on this node. Connections
+/// through ztunnel are cut. Nothing may run beside it.
+///
+/// # Errors
+/// When an agent runs, or a pod could not be released.
+pub async fn release_all(config: Config) -> Result<(), AppError> {
+    let _only_one = bind(&config.handoff_socket).map_err(|error| match error {
+        AppError::Handoff(HandoffError::InUse { .. }) => AppError::Running,
+        other => other,
+    })?;
+    let Opened {
+        records: mut remembered,
+        writer,
+        ..
+    } = memory::open(&config.state_dir)?;
+    let directory = Directory::new(&config.manifests, Limits::default());
+    let said = Files::new(directory, config.node).next().await;
+    for (uid, spec) in said.enrolled {
+        let phase = redirect::ruleset::Phase::Captured;
+        remembered.entry(uid).or_insert(Record { spec, phase });
+    }
+    let mut failed = 0;
+    for record in remembered.values() {
+        let pod = &record.spec.pod.name;
+        match release(&record.spec.netns).await {
+            Ok(()) => info!(%pod, "released"),
+            Err(AppError::Netns(NetnsError::Open { source, .. }))
+                if source.kind() == io::ErrorKind::NotFound =>
+            {
+                info!(%pod, "its network namespace has gone");
+            }
+            Err(error) => {
+                failed += 1;
+                error!(%pod, error = with_causes(&error), "cannot release the pod");
+            }
+        }
+    }
+    if failed > 0 {
+        return Err(AppError::NotReleased(failed));
+    }
+    writer.erase().await?;
+    info!(
+        pods = remembered.len(),
+        "nothing is captured on this node any more"
+    );
+    Ok(())
+}
+
+async fn release(netns: &Path) -> Result<(), AppError> {
+    let netns = Netns::open(netns)?;
+    Ok(netns.run_on_thread(redirect::remove).await??)
+}
+
+/// Does everything once in a namespace made for it, so that a kernel or a container that lacks something is known at the
+/// start and not at the first pod.
+async fn rehearse() -> Result<(), AppError> {
+    let stage = Netns::fresh()?;
+    let seen = stage.run_on_thread(redirect::rehearse).await??;
+    if let Some(missing) = seen {
+        warn!(%missing, "leaving pods will wait for AMBIT_LEAVE_TIMEOUT instead of their last connection");
+    }
+    Ok(())
+}
+
+fn bind(socket: &Path) -> Result<Listener, AppError> {
+    if let Some(dir) = socket.parent() {
+        std::fs::create_dir_all(dir).map_err(AppError::Directory)?;
+    }
+    Ok(Listener::bind(socket)?)
+}

@@ -1,0 +1,173 @@
+//! Settings of the node agent, each with its default and its meaning.
+//!
+//! Called by `app.rs` at start, and by the test that prints docs/config.md. Knows nothing of what they do.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ambit_core::names::Text;
+use ambit_net::env::EnvReader;
+use ambit_net::telemetry::LogSettings;
+
+use crate::agent::Settings;
+use crate::redirect::ruleset::Probes;
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// All settings of the agent.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node's name, as pods name it.
+    pub node: Text,
+    /// Directory of Kubernetes YAML.
+    pub manifests: PathBuf,
+    /// Where ztunnel connects.
+    pub handoff_socket: PathBuf,
+    /// Where the agent remembers what it has captured.
+    pub state_dir: PathBuf,
+    /// How pods join and leave.
+    pub pods: Settings,
+    /// How the agent logs.
+    pub log: LogSettings,
+}
+
+impl Config {
+    /// Reads the settings; mistakes are collected in `env`.
+    pub fn read(env: &mut EnvReader) -> Self {
+        let node = env
+            .setting(
+                "AMBIT_NODE_NAME",
+                "Name of this node: its pods have it as spec.nodeName.",
+            )
+            .or("NODE_NAME")
+            .required_text();
+        let manifests = env
+            .setting(
+                "AMBIT_MANIFESTS",
+                "Directory of Kubernetes YAML with the Pods and Namespaces; read again when it changes.",
+            )
+            .required_path();
+        let handoff_socket = env
+            .setting(
+                "AMBIT_HANDOFF_SOCKET",
+                "Unix socket on which the agent hands pods over to ztunnel; made with mode 0600.",
+            )
+            .or("INPOD_UDS")
+            .or("ZTUNNEL_UDS_ADDRESS")
+            .path("/var/run/ambit/ztunnel.sock");
+        let state_dir = env
+            .setting(
+                "AMBIT_STATE_DIR",
+                "Directory in which the agent remembers captured pods over a restart; on disk, one for each agent.",
+            )
+            .path("/var/lib/ambit");
+        let leave_timeout = env
+            .setting(
+                "AMBIT_LEAVE_TIMEOUT",
+                "How long connections that ztunnel carries may go on after their pod has left the mesh; then they are cut.",
+            )
+            .duration(10 * MINUTE, Duration::ZERO..=24 * 60 * MINUTE);
+        let verify_interval = env
+            .setting(
+                "AMBIT_VERIFY_INTERVAL",
+                "How often the rules in a captured pod are compared with what they should be, and put right.",
+            )
+            .duration(MINUTE / 2, Duration::from_secs(1)..=60 * MINUTE);
+        Self {
+            node: node.into(),
+            manifests,
+            handoff_socket,
+            state_dir,
+            pods: Settings {
+                probes: probes(env),
+                leave_timeout,
+                verify_interval,
+            },
+            log: LogSettings::read(env),
+        }
+    }
+}
+
+/// Without Kubernetes nobody probes pods from an address of its own, and an address that nothing uses should open no way
+/// around the mesh: none is exempt unless it is asked for.
+fn probes(env: &mut EnvReader) -> Probes {
+    let kind = "address, or `none`";
+    let v4 = env
+        .setting(
+            "AMBIT_PROBE_IPV4",
+            "Source of the node's health probes over IPv4; TCP from and to it is not captured. Istio's is 169.254.7.127.",
+        )
+        .or("HOST_PROBE_SNAT_IP")
+        .parsed(kind, "none", address::<Ipv4Addr>);
+    let v6 = env
+        .setting(
+            "AMBIT_PROBE_IPV6",
+            "Source of the node's health probes over IPv6. Istio's is fd16:9254:7127:1337:ffff:ffff:ffff:ffff.",
+        )
+        .or("HOST_PROBE_SNAT_IPV6")
+        .parsed(kind, "none", address::<Ipv6Addr>);
+    Probes {
+        v4: v4.flatten(),
+        v6: v6.flatten(),
+    }
+}
+
+/// An address that packets can come from, or none.
+fn address<T: std::str::FromStr + Into<IpAddr> + Copy>(text: &str) -> Option<Option<T>> {
+    if text == "none" {
+        return Some(None);
+    }
+    let address: T = text.parse().ok()?;
+    let ip: IpAddr = address.into();
+    let usable = !ip.is_unspecified() && !ip.is_loopback() && !ip.is_multicast();
+    usable.then_some(Some(address))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> (Config, Vec<String>) {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        let mut env = EnvReader::new(variables.iter().map(owned));
+        let config = Config::read(&mut env);
+        let mistakes = env.finish().err().map(|error| error.mistakes);
+        let mistakes = mistakes.unwrap_or_default();
+        (config, mistakes.iter().map(ToString::to_string).collect())
+    }
+
+    const NEEDED: [(&str, &str); 2] = [("NODE_NAME", "node1"), ("AMBIT_MANIFESTS", "/m")];
+
+    #[test]
+    fn two_settings_are_needed() {
+        let (config, mistakes) = read(&NEEDED);
+        assert_eq!(mistakes, [""; 0]);
+        assert_eq!(&*config.node, "node1");
+        assert_eq!(config.pods.probes, Probes::default());
+        let (_, mistakes) = read(&[]);
+        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+    }
+
+    #[test]
+    fn probe_addresses_are_addresses_of_hosts() {
+        let with = |name, value| {
+            let (config, mistakes) = read(&[NEEDED[0], NEEDED[1], (name, value)]);
+            (config.pods.probes, mistakes.len())
+        };
+        let v4 = Probes::ISTIO.v4;
+        assert_eq!(
+            with("HOST_PROBE_SNAT_IP", "169.254.7.127"),
+            (Probes { v4, v6: None }, 0)
+        );
+        assert_eq!(with("AMBIT_PROBE_IPV4", "none"), (Probes::default(), 0));
+        let bad = [
+            ("AMBIT_PROBE_IPV4", "0.0.0.0"),
+            ("AMBIT_PROBE_IPV4", "::2"),
+            ("AMBIT_PROBE_IPV6", "::1"),
+        ];
+        for (name, value) in bad {
+            assert_eq!(with(name, value), (Probes::default(), 1), "{value}");
+        }
+    }
+}
