@@ -6,8 +6,12 @@
 mod world;
 #[path = "netns/stand_in.rs"]
 mod stand_in;
+#[path = "netns/talk.rs"]
+mod talk;
 #[path = "netns/redirect.rs"]
 mod redirect;
+#[path = "netns/node_agent.rs"]
+mod node_agent;
 
 use std::process::ExitCode;
 
@@ -32,8 +36,11 @@ fn main() -> ExitCode {
 }
 
 fn trials() -> Vec<Trial> {
-    let subjects: [(&str, &[Claim]); 2] =
-        [("world", world::CLAIMS), ("redirect", redirect::CLAIMS)];
+    let subjects: [(&str, &[Claim]); 3] = [
+        ("world", world::CLAIMS),
+        ("redirect", redirect::CLAIMS),
+        ("node_agent", node_agent::CLAIMS),
+    ];
     let mut trials = Vec::new();
     for (subject, claims) in subjects {
         for (name, test) in claims {

@@ -2,7 +2,7 @@
 //! families, joining and leaving cut nothing, and removing leaves nothing.
 
 use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::net::IpAddr;
 use std::path::Path;
 use std::process::Stdio;
 
@@ -17,6 +17,7 @@ use tests::poll;
 
 use crate::Claim;
 use crate::stand_in::StandIn;
+use crate::talk::Talk;
 
 pub(crate) const CLAIMS: &[Claim] = &[
     (
@@ -155,25 +156,6 @@ fn load(netns: &Path, text: &str) -> Outcome {
     ensure(nft.wait()?.success(), format_args!("nft refuses\n{text}"))
 }
 
-/// One connection that says something now and then.
-struct Talk(TcpStream);
-
-impl Talk {
-    fn start(from: &Site, to: SocketAddr) -> Outcome<Self> {
-        let mut talk = Self(inside::connect(&from.netns, to)?);
-        talk.say("hello")?;
-        Ok(talk)
-    }
-
-    /// Says something to an echo and hears it.
-    fn say(&mut self, word: &str) -> Outcome {
-        self.0.write_all(word.as_bytes()).context("say")?;
-        let mut heard = vec![0; word.len()];
-        self.0.read_exact(&mut heard).context("hear")?;
-        ensure_eq(heard, word.as_bytes(), "the echo")
-    }
-}
-
 /// A pod under test and a neighbour outside of the mesh, an echo in each.
 struct Scene {
     _world: World,
@@ -211,7 +193,7 @@ impl Scene {
 
     /// What the stand-in has taken: outbound, inbound.
     fn taken(&self) -> (usize, usize) {
-        (self.stand_in.outbound(), self.stand_in.inbound())
+        self.stand_in.taken()
     }
 }
 
