@@ -89,7 +89,10 @@ pub fn run(config: Config, log: Log) -> Result<(), AppError> {
     let meters = Meters::new("ztunnel", limits.traffic_series);
     let workers = Workers::start(config.workers, limits.handshakes, &meters);
     let workers = workers.map_err(AppError::Threads)?;
-    let outcome = control.block_on(App::new(config, log, meters, &workers)?.run());
+    // Outlives the workers, so that what they say last is written.
+    let log = Arc::new(log);
+    let app = App::new(config, Arc::clone(&log), meters, &workers)?;
+    let outcome = control.block_on(app.run());
     workers.end();
     outcome
 }
@@ -110,7 +113,7 @@ struct App {
 impl App {
     fn new(
         config: Config,
-        log: Log,
+        log: Arc<Log>,
         meters: Arc<Meters>,
         workers: &Workers,
     ) -> Result<Self, AppError> {
@@ -138,7 +141,7 @@ impl App {
         readiness.block(CONTROLLER);
         Ok(Self {
             config,
-            log: Arc::new(log),
+            log,
             mesh,
             xds,
             pods,

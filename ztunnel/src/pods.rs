@@ -240,7 +240,6 @@ impl PodSet {
     /// Stops all proxies: listeners close at once, connections have until `deadline`.
     pub(crate) async fn drain(self, deadline: Duration) {
         let end = Instant::now() + deadline;
-        self.leaving.stop();
         let up = self.entries.into_values().filter_map(Entry::into_proxy);
         let proxies: Vec<PodProxy> = up.collect();
         for proxy in &proxies {

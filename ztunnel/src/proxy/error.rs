@@ -80,9 +80,6 @@ pub(crate) enum InboundError {
     /// No decision is possible.
     #[error(transparent)]
     Unknown(#[from] PodUnknown),
-    /// The socket cannot say where it arrived.
-    #[error("the connection's own address is not known: {0}")]
-    Socket(#[source] io::Error),
     /// Too many handshakes are under way.
     #[error("too many handshakes are under way")]
     Handshakes,
@@ -189,7 +186,6 @@ impl InboundError {
         match self {
             Self::OriginalDestination(_) => Reason::OriginalDestination,
             Self::Unknown(unknown) => unknown.reason(),
-            Self::Socket(_) => Reason::SocketFailed,
             Self::Handshakes => Reason::LimitReached,
             Self::Certificate(error) => error.reason(),
             Self::Tls(error) => error.reason(),

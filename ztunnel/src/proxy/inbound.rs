@@ -35,9 +35,22 @@ struct Caller {
 
 /// Serves one tunnel: handshake as the pod, then a task for each request until the client or the pod's end ends it.
 pub(crate) async fn handle_connection(pod: Arc<PodContext>, tcp: TcpStream, client: SocketAddr) {
-    let (mut tunnel, caller) = match open(&pod, tcp, client).await {
+    let Ok(local) = tcp.local_addr().map(canonical) else {
+        // It was reset before it was looked at.
+        return;
+    };
+    let (mut tunnel, identity) = match open(&pod, tcp).await {
         Ok(opened) => opened,
-        Err(error) => return ConnectionRecord::inbound(&pod, client, None).finish(Err(error)),
+        Err(error) => {
+            let mut record = ConnectionRecord::inbound(&pod, client, None);
+            record.wanted(local);
+            return record.finish(Err(error));
+        }
+    };
+    let caller = Caller {
+        client,
+        identity,
+        local,
     };
     let _counted = pod.tunnels.hold();
     let stop = pod.spawner.stop_signal();
@@ -60,12 +73,7 @@ pub(crate) async fn handle_connection(pod: Arc<PodContext>, tcp: TcpStream, clie
 }
 
 /// Proves the pod's identity and learns the client's.
-async fn open(
-    pod: &PodContext,
-    tcp: TcpStream,
-    client: SocketAddr,
-) -> Result<(Tunnel, Caller), InboundError> {
-    let local = tcp.local_addr().map_err(InboundError::Socket)?;
+async fn open(pod: &PodContext, tcp: TcpStream) -> Result<(Tunnel, SpiffeId), InboundError> {
     let turn = timeout(HANDSHAKE_DEADLINE, pod.handshakes.acquire()).await;
     let Ok(Ok(_turn)) = turn else {
         return Err(InboundError::Handshakes);
@@ -73,12 +81,7 @@ async fn open(
     let credential = pod.mesh.certs.get(&pod.pod.identity).await?;
     let (tls, identity) = tls::accept::accept(tcp, &credential, HANDSHAKE_DEADLINE).await?;
     let tunnel = Tunnel::handshake(tls, TunnelSettings::SERVER).await?;
-    let caller = Caller {
-        client,
-        identity,
-        local: canonical(local),
-    };
-    Ok((tunnel, caller))
+    Ok((tunnel, identity))
 }
 
 /// Carries one stream: find out where, admit, connect to the app, answer, relay until done or revoked, report.
