@@ -1,7 +1,8 @@
 //! Small HTTP/1.1 servers for operators: readiness, metrics, and the admin endpoint with routes of each program.
 //!
-//! Called by each program's `app.rs`, which owns the listeners and adds its routes. An answer is made by a function that
-//! does not wait, so a route can hold up nothing but its own thread. Connections are few and short: both are bounded.
+//! Called by each program's `app.rs`, which owns the listeners and adds its routes. An answer is made by a function
+//! that does not wait, so a route can hold up nothing but its own thread. Connections are few and short: both are
+//! bounded.
 
 mod pages;
 mod readiness;

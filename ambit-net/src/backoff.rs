@@ -1,8 +1,7 @@
 //! Waits between retries: doubling, capped, with jitter, so that many clients do not come back at once.
 //!
 //! Called by whoever retries towards another party. Knows neither the clock nor a source of randomness: the caller
-//! gives
-//! the latter and does the sleeping.
+//! gives the latter and does the sleeping.
 
 use std::time::Duration;
 

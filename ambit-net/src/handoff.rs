@@ -1,8 +1,7 @@
 //! The socket of the node handoff: Unix `SOCK_SEQPACKET`, one message a packet, namespaces as descriptors beside it.
 //!
 //! Called by the node agent, which listens, and by ztunnel, which connects. Carries bytes and descriptors and reports
-//! exactly
-//! what came; what they mean is in [`crate::wire`]. ZDS of istio/ztunnel; `man 7 unix`, SCM_RIGHTS.
+//! exactly what came; what they mean is in [`crate::wire`]. ZDS of istio/ztunnel; `man 7 unix`, SCM_RIGHTS.
 
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
@@ -35,8 +34,7 @@ pub struct Listener {
 /// One side of a handoff.
 ///
 /// tokio has no type for `SOCK_SEQPACKET`. Its stream type serves as the registration with the reactor; it is never
-/// read or
-/// written as a stream.
+/// read or written as a stream.
 #[derive(Debug)]
 pub struct Connection {
     socket: UnixStream,
@@ -284,10 +282,8 @@ fn adopt(control: &[u8]) -> Vec<OwnedFd> {
             reason = "adopting a received descriptor; the one unsafe block, listed in docs/security.md"
         )]
         // SAFETY: the number stands in a SCM_RIGHTS message that the kernel has just written for this process, so it
-        // is an
-        // open descriptor that nobody else knows of. No safe call exists: it exists as a number only. It is adopted
-        // once:
-        // the buffer is read once and dropped.
+        // is an open descriptor that nobody else knows of. No safe call exists: it exists as a number only. It is
+        // adopted once: the buffer is read once and dropped.
         let descriptor = unsafe { OwnedFd::from_raw_fd(number) };
         owned.push(descriptor);
     }

@@ -1,8 +1,8 @@
 //! Metrics of a program: every name in one table, handles that cost one atomic addition, and the text for Prometheus.
 //!
-//! A handle is resolved once per flow or part and kept; looking one up takes a shared lock and a hash. Series are bounded:
-//! over the bound labels become `unknown` and `ambit_metric_series_limited_total` says so. Knows nothing of HTTP (`admin`
-//! serves the text) and nothing of what is counted. Why there is no metrics crate: docs/decisions.
+//! A handle is resolved once per flow or part and kept; looking one up takes a shared lock and a hash. Series are
+//! bounded: over the bound labels become `unknown` and `ambit_metric_series_limited_total` says so. Knows nothing of
+//! HTTP (`admin` serves the text) and nothing of what is counted. Why there is no metrics crate: docs/decisions.
 
 mod table;
 mod text;
@@ -46,7 +46,8 @@ struct Family {
 }
 
 impl Meters {
-    /// Begins counting; `program` names it in `istio_build`, `traffic_limit` bounds the pairs of workloads that are told apart.
+    /// Begins counting; `program` names it in `istio_build`, `traffic_limit` bounds the pairs of workloads that are
+    /// told apart.
     pub fn new(program: &str, traffic_limit: usize) -> Arc<Self> {
         let limited = Counter::default();
         let limits = Family {

@@ -2,8 +2,7 @@
 //! setns(2).
 //!
 //! Called by ztunnel's pod sockets (in place: one socket, no await), and by the node agent and tests (on a thread:
-//! files
-//! below /proc, netlink, whole runtimes). Knows nothing of pods. `man 7 network_namespaces`, `man 2 setns`.
+//! files below /proc, netlink, whole runtimes). Knows nothing of pods. `man 7 network_namespaces`, `man 2 setns`.
 
 use std::cell::{Cell, OnceCell};
 use std::fmt;
@@ -169,9 +168,8 @@ impl Netns {
     /// Runs `make` with the calling thread inside the namespace, and comes back. For making one socket, nothing longer.
     ///
     /// A socket stays in the namespace in which it was made, so its use does not need this. `make` is not async, so
-    /// nothing else
-    /// can run on the thread meanwhile. If coming back fails, the process aborts: whatever the thread did next would
-    /// be done in a pod's network.
+    /// nothing else can run on the thread meanwhile. If coming back fails, the process aborts: whatever the thread did
+    /// next would be done in a pod's network.
     ///
     /// # Errors
     /// [`NetnsError::Privilege`] without `CAP_SYS_ADMIN`; `make` has not run then.
@@ -237,9 +235,9 @@ impl AsFd for Netns {
 
 /// Tells network namespaces from everything else. `what` is the name of the open file.
 ///
-/// Opened below /proc, the kernel names it by its kind (names of files begin with a slash). Opened by a file on which it
-/// is mounted, as `ip netns` does, it bears that file's name; then only setns(2) knows, which refuses the wrong kind
-/// before it asks for privilege, and which must not move this thread.
+/// Opened below /proc, the kernel names it by its kind (names of files begin with a slash). Opened by a file on which
+/// it is mounted, as `ip netns` does, it bears that file's name; then only setns(2) knows, which refuses the wrong
+/// kind before it asks for privilege, and which must not move this thread.
 fn is_netns(file: &OwnedFd, what: &Path) -> io::Result<bool> {
     if what.as_os_str().as_encoded_bytes().starts_with(b"net:[") {
         return Ok(true);

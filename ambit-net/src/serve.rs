@@ -1,8 +1,7 @@
 //! The one accept loop: takes connections while a permit is free, hands each to a task of its own, ends on stop.
 //!
 //! Called for every TCP listener of the proxies and of the admin endpoints. Over the limit it waits by not accepting,
-//! so
-//! that the kernel's queue pushes back on clients. Knows nothing of what is spoken on the connections.
+//! so that the kernel's queue pushes back on clients. Knows nothing of what is spoken on the connections.
 
 use std::future::Future;
 use std::io;
@@ -83,17 +82,21 @@ impl Intake {
                     }
                     return (stream, peer, permit);
                 }
-                Err(error) if concerns_one_connection(&error) => {
-                    debug!(%error, "a connection was gone before it was accepted");
-                }
-                Err(error) => {
-                    if self.may_tell() {
-                        warn!(%error, "cannot accept connections; look at the limits of open files and memory");
-                    }
-                    sleep(self.waits.next_wait()).await;
-                }
+                Err(error) => sleep(self.wait_after(&error)).await,
             }
         }
+    }
+
+    /// How long to wait before accepting again: not at all when only the connection was lost.
+    fn wait_after(&mut self, error: &io::Error) -> Duration {
+        if concerns_one_connection(error) {
+            debug!(%error, "a connection was gone before it was accepted");
+            return Duration::ZERO;
+        }
+        if self.may_tell() {
+            warn!(%error, "cannot accept connections; look at the limits of open files and memory");
+        }
+        self.waits.next_wait()
     }
 
     async fn permit(&mut self) -> OwnedSemaphorePermit {

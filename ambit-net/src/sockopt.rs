@@ -117,9 +117,8 @@ pub fn listener(
 /// Makes a socket that can connect to `to`'s family, with `TCP_NODELAY` and keepalive. The caller connects, with a
 /// deadline.
 ///
-/// Everything that depends on the network namespace has happened when it returns, so the connect may be outside of
-/// it. The source
-/// port is chosen by the connect, so that one source address has a port range for each destination.
+/// Everything that depends on the network namespace has happened when it returns, so the connect may be outside of it.
+/// The source port is chosen by the connect, so that one source address has a port range for each destination.
 ///
 /// # Errors
 /// [`SocketError::Privilege`] without `CAP_NET_ADMIN` when a mark or a source is asked for.
@@ -192,8 +191,7 @@ fn set_mark(socket: &Socket, mark: Option<u32>) -> Result<(), SocketError> {
 }
 
 /// Lets the socket have an address that is not local. It does all that `IP_FREEBIND` does, and the kernel keeps one
-/// flag for
-/// both families of a dual-stack socket (`net/ipv6/ipv6_sockglue.c`, `IPV6_TRANSPARENT`).
+/// flag for both families of a dual-stack socket (`net/ipv6/ipv6_sockglue.c`, `IPV6_TRANSPARENT`).
 fn set_transparent(socket: &Socket, addr: SocketAddr) -> Result<(), SocketError> {
     match addr {
         SocketAddr::V4(_) => tried("setting IP_TRANSPARENT", socket.set_ip_transparent_v4(true)),

@@ -1,8 +1,7 @@
 //! Tasks: every task has an owner, who can stop it, wait for it, and cut it when the wait is over.
 //!
 //! Called by whoever starts concurrent work (app, pod proxies, tunnels); nothing else in the workspace may spawn. A
-//! task
-//! that ends frees its memory at once; one that panics is counted and logged. Knows nothing of what the tasks do.
+//! task that ends frees its memory at once; one that panics is counted and logged. Knows nothing of what the tasks do.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;

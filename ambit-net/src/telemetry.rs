@@ -1,7 +1,7 @@
 //! Logs of a program: text or JSON lines on standard output, a filter that can be changed while it runs, panics logged.
 //!
-//! Called by each program's `main` and by the admin endpoint's `/logging`. A full pipe never holds up a connection: lines
-//! go through a bounded queue, and what does not fit is dropped and counted. Knows nothing of what is logged.
+//! Called by each program's `main` and by the admin endpoint's `/logging`. A full pipe never holds up a connection:
+//! lines go through a bounded queue, and what does not fit is dropped and counted. Knows nothing of what is logged.
 
 mod queue;
 

@@ -1,7 +1,7 @@
 //! The labels of Istio's TCP metrics: who talks to whom, under which service, how secured.
 //!
-//! Filled by the proxies from what they know of both workloads, printed by `traffic`. No addresses and no names of single
-//! pods, so that the number of sets is bounded by the number of workloads.
+//! Filled by the proxies from what they know of both workloads, printed by `traffic`. No addresses and no names of
+//! single pods, so that the number of sets is bounded by the number of workloads.
 
 use std::sync::Arc;
 

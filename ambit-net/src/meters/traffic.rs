@@ -1,7 +1,7 @@
 //! Istio's metrics of TCP connections: five figures for each set of labels.
 //!
-//! Resolved once per connection, by both reporters. Bounded, and forgotten when idle: a cluster has more pairs of workloads
-//! over a day than a node's memory has room for.
+//! Resolved once per connection, by both reporters. Bounded, and forgotten when idle: a cluster has more pairs of
+//! workloads over a day than a node's memory has room for.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

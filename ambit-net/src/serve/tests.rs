@@ -98,18 +98,24 @@ async fn stop_closes_the_listener_and_leaves_open_connections() {
     assert_eq!(read_byte(&mut open).await, Some(b'y'));
 }
 
-#[test]
-fn shortages_wait_and_lost_connections_do_not() {
-    for shortage in [
+#[tokio::test(start_paused = true)]
+async fn shortages_are_waited_out_and_lost_connections_are_not() {
+    let (listener, _) = local().await;
+    let mut intake = Intake::new(listener, 1);
+    for lost in [Errno::ECONNABORTED, Errno::EPROTO, Errno::ENETUNREACH] {
+        assert_eq!(intake.wait_after(&lost.into()), Duration::ZERO, "{lost}");
+    }
+    let (first, longest) = SHORTAGE_WAITS;
+    let shortages = [
         Errno::EMFILE,
         Errno::ENFILE,
         Errno::ENOBUFS,
         Errno::ENOMEM,
         Errno::EBADF,
-    ] {
-        assert!(!concerns_one_connection(&shortage.into()), "{shortage}");
-    }
-    for lost in [Errno::ECONNABORTED, Errno::EPROTO, Errno::ENETUNREACH] {
-        assert!(concerns_one_connection(&lost.into()), "{lost}");
+    ];
+    for (times, shortage) in shortages.into_iter().cycle().take(20).enumerate() {
+        let wait = intake.wait_after(&shortage.into());
+        assert!(wait >= first / 2 && wait <= longest, "{shortage}: {wait:?}");
+        assert!(times < 10 || wait >= longest / 2, "{shortage}: {wait:?}");
     }
 }

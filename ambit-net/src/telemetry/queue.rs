@@ -1,6 +1,7 @@
 //! A bounded queue of log lines and the thread that writes them out.
 //!
-//! Called by `telemetry`. Threads that serve connections put lines in and never wait; under load many lines are one write.
+//! Called by `telemetry`. Threads that serve connections put lines in and never wait; under load many lines are one
+//! write.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
