@@ -6,11 +6,13 @@
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nix::errno::Errno;
+use pin_project_lite::pin_project;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, sleep};
@@ -41,10 +43,24 @@ where
             accepted = intake.next() => accepted,
         };
         let work = handle(stream, peer);
-        tasks.spawn(async move {
-            work.await;
-            drop(permit);
-        });
+        tasks.spawn(Permitted { work, permit });
+    }
+}
+
+pin_project! {
+    /// Holds a permit as long as the handler's future exists. An async block would hold that future twice.
+    struct Permitted<F> {
+        #[pin]
+        work: F,
+        permit: OwnedSemaphorePermit,
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Permitted<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.project().work.poll(cx)
     }
 }
 

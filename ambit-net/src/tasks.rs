@@ -3,14 +3,16 @@
 //! Called by whoever starts concurrent work (app, pod proxies, tunnels); nothing else in the workspace may spawn. A
 //! task that ends frees its memory at once; one that panics is counted and logged. Knows nothing of what the tasks do.
 
-use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use pin_project_lite::pin_project;
 use tokio::sync::Notify;
+use tokio::sync::futures::OwnedNotified;
 use tokio::time::timeout;
 use tracing::{error, warn};
 
@@ -59,7 +61,7 @@ impl Tasks {
                 ended: AtomicUsize::new(0),
                 panicked: AtomicUsize::new(0),
                 stopping: Notify::new(),
-                cut: Notify::new(),
+                cut: Arc::new(Notify::new()),
                 idle: Notify::new(),
             }),
         }
@@ -144,7 +146,11 @@ impl Spawner {
 impl Stop {
     /// Waits until the owner wants the task to end; at once if that was before.
     pub async fn stopped(&self) {
-        self.group.reached(STOPPING, &self.group.stopping).await;
+        // The waiter is made before the look, so that a stop between the two is not missed.
+        let stopped = self.group.stopping.notified();
+        if !self.is_stopped() {
+            stopped.await;
+        }
     }
 
     /// True once the owner wants the task to end.
@@ -161,19 +167,17 @@ struct Group {
     ended: AtomicUsize,
     panicked: AtomicUsize,
     stopping: Notify,
-    cut: Notify,
+    cut: Arc<Notify>,
     idle: Notify,
 }
 
 impl Group {
     fn spawn(self: &Arc<Self>, task: impl Future<Output = ()> + Send + 'static) {
-        let entry = Entry::new(self);
-        let owned = async move { until_cut(&entry.group, task).await };
         #[expect(
             clippy::disallowed_methods,
-            reason = "the one place that spawns: `Entry` and the cut make the group its owner"
+            reason = "the one place that spawns: `Owned` makes the group the task's owner"
         )]
-        drop(tokio::spawn(owned));
+        drop(tokio::spawn(Owned::new(self, task)));
     }
 
     fn phase(&self) -> u8 {
@@ -188,14 +192,6 @@ impl Group {
         }
     }
 
-    /// Waits for a phase. The waiter is made before the look, so that a change between the two is not missed.
-    async fn reached(&self, phase: u8, change: &Notify) {
-        let changed = change.notified();
-        if self.phase() < phase {
-            changed.await;
-        }
-    }
-
     async fn idle(&self) {
         loop {
             let ended = self.idle.notified();
@@ -207,24 +203,48 @@ impl Group {
     }
 }
 
-/// Runs a spawned task to its end or to the group's cut.
-async fn until_cut(group: &Group, task: impl Future<Output = ()>) {
-    let mut task = pin!(task);
-    let mut cut = pin!(group.reached(CUT, &group.cut));
-    let mut listens = false;
-    poll_fn(|cx| {
-        // Listening once is enough, and spares each poll a lock: a spawned task is always polled with the same waker.
-        if !listens {
-            listens = true;
-            // Ready only when the phase says so too.
-            let _registered = cut.as_mut().poll(cx);
+pin_project! {
+    /// A task as it is spawned: ends with its future or at the group's cut.
+    ///
+    /// A type of its own and not an async block, which would hold the task's future two or three times over.
+    struct Owned<F> {
+        #[pin]
+        cut: OwnedNotified,
+        listens: bool,
+        #[pin]
+        task: F,
+        // Dropped after the task, so that an idle group has no future left.
+        entry: Entry,
+    }
+}
+
+impl<F> Owned<F> {
+    fn new(group: &Arc<Group>, task: F) -> Self {
+        Self {
+            cut: Arc::clone(&group.cut).notified_owned(),
+            listens: false,
+            task,
+            entry: Entry::new(group),
         }
-        if group.phase() == CUT {
+    }
+}
+
+impl<F: Future<Output = ()>> Future for Owned<F> {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let owned = self.project();
+        // Listening once is enough, and spares each poll a lock: a spawned task is always polled with the same waker.
+        if !*owned.listens {
+            *owned.listens = true;
+            // The phase says the same, and also what was before.
+            let _listening = owned.cut.poll(cx);
+        }
+        if owned.entry.group.phase() == CUT {
             return Poll::Ready(());
         }
-        task.as_mut().poll(cx)
-    })
-    .await;
+        owned.task.poll(cx)
+    }
 }
 
 /// A place in the group; held as long as the task's future exists, dropped after it.

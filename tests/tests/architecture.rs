@@ -41,6 +41,7 @@ pub(crate) const RULES: &[CrateRule] = &[
             "hyper-util",
             "ipnet",
             "nix",
+            "pin-project-lite",
             "prost",
             "prost-types",
             "rcgen",

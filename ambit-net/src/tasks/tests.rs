@@ -194,3 +194,17 @@ fn a_group_serves_several_runtimes() {
         thread.join().unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_task_costs_little_more_than_its_future() {
+    let tasks = Tasks::new("test");
+    let future = async {
+        let held = [7_u8; 4096];
+        tokio::task::yield_now().await;
+        std::hint::black_box(&held);
+    };
+    let alone = size_of_val(&future);
+    let spawned = Owned::new(&tasks.group, future);
+    assert!(alone >= 4096);
+    assert!(size_of_val(&spawned) <= alone + 256);
+}
