@@ -15,7 +15,7 @@ use crate::names::{NetworkAddress, WorkloadUid};
 use crate::ports;
 use crate::reason::Reason;
 use crate::service::{BalanceMode, Service};
-use crate::view::MeshView;
+use crate::view::{Destination, MeshView};
 use crate::workload::{GatewayAddress, TunnelProtocol, Workload};
 
 /// What an outbound tunnel ends at.
@@ -85,14 +85,15 @@ pub fn next_hop(
         roll,
     };
     let address = NetworkAddress::new(view.network().clone(), wanted.ip());
-    let decision = if let Some(workload) = view.workload_at(&address) {
-        to_workload(view, workload, &journey)
-    } else if let Some(service) = view.service_at(&source.namespace, &address) {
-        to_service(view, service, &journey)
-    } else {
-        Decision::passthrough(wanted, None)
+    let decision = match view.destination(&source.namespace, &address) {
+        Destination::Workload(workload) => to_workload(view, workload, &journey),
+        Destination::Service(service) => to_service(view, service, &journey),
+        Destination::Unreadable => Decision::refuse(Reason::ResourceUnreadable, None),
+        Destination::Unknown => Decision::passthrough(wanted, None),
     };
-    decision.without_capture_ports(source)
+    decision
+        .without_clear_text_to_unreadable(view)
+        .without_capture_ports(source)
 }
 
 fn to_workload(view: &MeshView, workload: &Arc<Workload>, journey: &Journey<'_>) -> Decision {
@@ -213,6 +214,21 @@ impl Decision {
             hop: NextHop::Refuse(reason),
             service: service.cloned(),
             workload: None,
+        }
+    }
+
+    /// What could not be read may have joined the mesh: what has its address beside it, or had it before, does not open it
+    /// to plain text. A tunnel shows by its identity who answers.
+    fn without_clear_text_to_unreadable(self, view: &MeshView) -> Self {
+        let (NextHop::Plain { to } | NextHop::Passthrough { to }) = &self.hop else {
+            return self;
+        };
+        if !view.is_unreadable(&NetworkAddress::new(view.network().clone(), to.ip())) {
+            return self;
+        }
+        Self {
+            hop: NextHop::Refuse(Reason::ResourceUnreadable),
+            ..self
         }
     }
 

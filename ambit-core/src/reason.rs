@@ -87,6 +87,7 @@ reasons! {
     OtherNetwork => "other_network", Configuration, false, "CONNECT", "The endpoint is on another network and no gateway leads there.", "Only one network is served today.";
     NotServed => "not_served", Configuration, false, "-", "The destination needs something that this version does not do (PROXY protocol towards a waypoint).", "Bind the waypoint without PROXY protocol.";
     WorkloadUnknown => "workload_unknown", Mesh, true, "-", "The proxy does not know the pod that opened or receives the connection.", "Check that the controller knows the pod, with these addresses, on this node.";
+    ResourceUnreadable => "resource_unreadable", Mesh, false, "CONNECT", "The controller describes the destination, or the pod itself, in a way that this proxy cannot read, so nothing is sent there.", "The proxy's and the controller's log name the resource and the field; bring both programs to the same version.";
     NoCertificate => "no_certificate", Mesh, true, "IDENTITY_ERROR", "The proxy holds no valid certificate for the pod's identity.", "The controller refuses to sign or is not reachable; its log names the reason.";
     LimitReached => "limit_reached", Mesh, true, "-", "A bound of the proxy is reached (connections, handshakes or streams).", "Find the client that opens so many, or raise the limit in docs/config.md.";
     OriginalDestination => "original_destination", Mesh, false, "-", "The kernel could not say where the connection was going before it was redirected.", "Connections to port 15001 or 15006 that were not redirected are refused.";

@@ -4,6 +4,7 @@
 //! it between threads. An index never points at something that is gone, and everything holds whatever the order in
 //! which workloads, services and policies arrive.
 
+pub mod unreadable;
 pub mod update;
 
 use std::cmp::Reverse;
@@ -18,6 +19,7 @@ use crate::names::{
 use crate::policy::{self, Authorization, Connection, Verdict};
 use crate::reason::Reason;
 use crate::service::Service;
+use crate::view::unreadable::{Claims, Key, Unreadable};
 use crate::workload::Workload;
 
 /// What one proxy knows of the mesh.
@@ -41,6 +43,21 @@ pub struct MeshView {
     policies: BTreeMap<NamespacedName, Arc<Authorization>>,
     global_policies: BTreeMap<NamespacedName, Arc<Authorization>>,
     namespace_policies: BTreeMap<Text, BTreeMap<NamespacedName, Arc<Authorization>>>,
+    /// Workloads and services whose newest version could not be read.
+    unreadable: Claims,
+}
+
+/// What a client means by an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Destination<'v> {
+    /// A workload's own address.
+    Workload(&'v Arc<Workload>),
+    /// A virtual address.
+    Service(&'v Arc<Service>),
+    /// Something of the mesh that could not be read: nothing may be sent there.
+    Unreadable,
+    /// Nothing of the mesh.
+    Unknown,
 }
 
 /// A service and the workloads that say they are its endpoints; either may be known first.
@@ -82,6 +99,7 @@ impl MeshView {
             policies: BTreeMap::new(),
             global_policies: BTreeMap::new(),
             namespace_policies: BTreeMap::new(),
+            unreadable: Claims::default(),
         }
     }
 
@@ -100,6 +118,40 @@ impl MeshView {
         self.workload(&WorkloadUid::pod(&self.cluster, namespace, name))
     }
 
+    /// Why there is no such pod: [`Reason::ResourceUnreadable`] when it was sent and could not be read, else
+    /// [`Reason::WorkloadUnknown`].
+    pub fn why_no_pod(&self, namespace: &str, name: &str) -> Reason {
+        let key = Key::Workload(WorkloadUid::pod(&self.cluster, namespace, name));
+        if self.unreadable.has(&key) {
+            Reason::ResourceUnreadable
+        } else {
+            Reason::WorkloadUnknown
+        }
+    }
+
+    /// What a client of a namespace means by an address: a workload, else a service, else nothing that is known here.
+    ///
+    /// What could not be read counts before ranges; whether something in plain text may be sent to an address that it
+    /// claims is for the caller to ask ([`Self::is_unreadable`]).
+    pub fn destination(&self, client: &str, address: &NetworkAddress) -> Destination<'_> {
+        if let Some(workload) = self.workload_at(address) {
+            return Destination::Workload(workload);
+        }
+        if let Some(service) = self.service_with_vip(client, address) {
+            return Destination::Service(service);
+        }
+        if self.is_unreadable(address) || self.unreadable.has_range_around(address) {
+            return Destination::Unreadable;
+        }
+        self.service_around(client, address)
+            .map_or(Destination::Unknown, Destination::Service)
+    }
+
+    /// True when something that could not be read claims this very address.
+    pub fn is_unreadable(&self, address: &NetworkAddress) -> bool {
+        self.unreadable.has_address(address)
+    }
+
     /// The workload with this address; of several, one that is HBONE before one that is not, then a healthy one, then the
     /// one that was written last.
     pub fn workload_at(&self, address: &NetworkAddress) -> Option<&Arc<Workload>> {
@@ -116,11 +168,8 @@ impl MeshView {
     /// A single virtual address counts before a range. Of several services the client's own namespace counts first, then
     /// the longest range, then the canonical one; services that are not visible to the client do not count.
     pub fn service_at(&self, client: &str, address: &NetworkAddress) -> Option<&Arc<Service>> {
-        let single = self
-            .by_vip
-            .get(address)
-            .and_then(|found| preferred(found, client));
-        single.or_else(|| self.service_around(client, address))
+        self.service_with_vip(client, address)
+            .or_else(|| self.service_around(client, address))
     }
 
     /// The service that a client of a namespace means by a host name: its own namespace's, then the canonical one.
@@ -191,6 +240,15 @@ impl MeshView {
     /// All policies, sorted by name.
     pub fn policies(&self) -> impl ExactSizeIterator<Item = &Arc<Authorization>> {
         self.policies.values()
+    }
+
+    /// What could not be read, sorted by name: what of it is refused.
+    pub fn unreadable(&self) -> impl ExactSizeIterator<Item = &Unreadable> {
+        self.unreadable.iter()
+    }
+
+    fn service_with_vip(&self, client: &str, address: &NetworkAddress) -> Option<&Arc<Service>> {
+        preferred(self.by_vip.get(address)?, client)
     }
 
     fn service_around(&self, client: &str, address: &NetworkAddress) -> Option<&Arc<Service>> {

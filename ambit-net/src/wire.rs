@@ -16,6 +16,7 @@ use std::net::IpAddr;
 use ambit_core::names::{Hostname, NamespacedName, NetworkAddress, NetworkId, ServiceKey};
 use ambit_core::policy::Authorization;
 use ambit_core::service::Service;
+use ambit_core::view::unreadable::Unreadable;
 use ambit_core::workload::{GatewayAddress, GatewayDestination, Workload};
 use ipnet::IpNet;
 use prost::Message;
@@ -141,6 +142,23 @@ pub fn unpack_address(name: &str, body: &[u8]) -> Result<Address, WireError> {
             }
             Ok(Address::Service(Box::new(service)))
         }
+    }
+}
+
+/// What can still be told of a resource that [`unpack_address`] refused: which addresses it claims, so that nothing is sent
+/// there as if they were outside the mesh.
+///
+/// None where not even the message can be decoded; a workload on host network claims none, they are its node's.
+pub fn salvage_address(name: &str, body: &[u8]) -> Unreadable {
+    let message = proto::workload::Address::decode(body).unwrap_or_default();
+    let addresses = match message.r#type {
+        Some(AddressType::Workload(message)) => workload::salvage(&message),
+        Some(AddressType::Service(message)) => service::salvage(*message),
+        None => Vec::new(),
+    };
+    Unreadable {
+        name: name.to_owned(),
+        addresses,
     }
 }
 

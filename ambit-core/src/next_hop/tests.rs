@@ -8,6 +8,7 @@ use super::*;
 use crate::names::NetworkId;
 use crate::service::{Visibility, WeightedWaypoint};
 use crate::testing::{behind, plain_pod, pod, service, uid, view, waypoint, waypoint_at};
+use crate::view::unreadable::Unreadable;
 use crate::view::update::Update;
 use crate::workload::{Health, NetworkMode};
 
@@ -108,6 +109,49 @@ fn services() -> impl IntoIterator<Item = Service> {
             s.visibility = Visibility::Namespace;
         }),
     ]
+}
+
+fn unreadable(name: &str, addresses: &[&str]) -> Update {
+    Update::Unreadable(Box::new(Unreadable {
+        name: name.to_owned(),
+        addresses: service("_", addresses, &[]).addresses,
+    }))
+}
+
+#[test]
+fn what_could_not_be_read_is_refused_and_never_sent_to_in_the_clear() {
+    let mut mesh = mesh();
+    mesh.apply([
+        unreadable("c//Pod/shop/new", &["192.0.2.1", "fd02::1", "10.2.0.9"]),
+        unreadable(
+            "shop/new.example",
+            &["192.0.2.2", "10.2.8.0/24", "10.0.0.0/8"],
+        ),
+        unreadable("c//Pod/shop/reused", &["10.0.0.2", "10.0.0.3", "10.1.0.10"]),
+    ]);
+    #[rustfmt::skip] // a row a case
+    let cases = [
+        ("workload", "192.0.2.1:443", "refuse resource_unreadable | - -"),
+        ("workload, mapped", "[::ffff:192.0.2.1]:443", "refuse resource_unreadable | - -"),
+        ("workload, IPv6", "[fd02::1]:443", "refuse resource_unreadable | - -"),
+        ("workload, a capture port", "192.0.2.1:15008", "refuse resource_unreadable | - -"),
+        ("workload in a range that passes through", "10.2.0.9:80", "refuse resource_unreadable | - -"),
+        ("service", "192.0.2.2:80", "refuse resource_unreadable | - -"),
+        ("service's range", "10.200.0.1:80", "refuse resource_unreadable | - -"),
+        ("service's range in a wider one", "10.2.8.1:9", "refuse resource_unreadable | - -"),
+        ("service's range around a narrower one", "10.2.3.4:9", "refuse resource_unreadable | - -"),
+        ("beside an HBONE workload", "10.0.0.2:80", "workload 10.0.0.2:15008 10.0.0.2:80 as web | - web"),
+        ("beside a plain workload", "10.0.0.3:80", "refuse resource_unreadable | - old"),
+        ("beside a plain endpoint", "10.1.0.2:80", "refuse resource_unreadable | old old"),
+        ("beside a service that passes through", "10.1.0.10:80", "refuse resource_unreadable | external -"),
+        ("range around a workload", "10.0.0.5:80", "workload 10.0.0.5:15008 10.0.0.5:80 as gate | - gate"),
+        ("range around a service", "10.1.0.1:80", "workload 10.0.0.2:15008 10.0.0.2:8080 as web | web web"),
+        ("elsewhere", "192.0.2.3:443", "passthrough 192.0.2.3:443 | - -"),
+    ];
+    for (name, wanted, expected) in cases {
+        let decision = next_hop(&mesh, &client(), wanted.parse().unwrap(), &[], 0);
+        assert_eq!(told(&decision), expected, "{name}");
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 
+use super::unreadable::Unreadable;
 use super::update::{Changed, Update};
 use super::*;
 use crate::policy::{PolicyAction, PolicyScope, Rule};
@@ -27,6 +28,13 @@ fn remove(view: &mut MeshView, name: &str) -> Changed {
     view.apply([Update::RemoveAddress(name.to_owned())])
 }
 
+fn unreadable(name: &str, addresses: &[&str]) -> Update {
+    Update::Unreadable(Box::new(Unreadable {
+        name: name.to_owned(),
+        addresses: service("_", addresses, &[]).addresses,
+    }))
+}
+
 fn name_at<'v>(view: &'v MeshView, address: &str) -> Option<&'v str> {
     view.workload_at(&at(address)).map(|w| &*w.name)
 }
@@ -46,6 +54,7 @@ fn assert_forgot_everything(view: &MeshView) {
     assert!(view.policies.is_empty(), "{view:?}");
     assert!(view.global_policies.is_empty(), "{view:?}");
     assert!(view.namespace_policies.is_empty(), "{view:?}");
+    assert!(view.unreadable.is_empty(), "{view:?}");
 }
 
 #[test]
@@ -192,6 +201,67 @@ fn removal_goes_by_the_shape_of_the_name() {
     let pod_gone = remove(&mut view, "Kubernetes//Pod/shop/web");
     assert_eq!(pod_gone.workloads, [uid("web")]);
     assert_forgot_everything(&view);
+}
+
+#[test]
+fn what_could_not_be_read_is_refused_until_it_can_be_or_is_gone() {
+    let web = uid("web").to_string();
+    let svc = key("svc").to_string();
+    let bad = || {
+        [
+            unreadable(&web, &["10.0.0.1"]),
+            unreadable(&svc, &["10.1.0.1"]),
+        ]
+    };
+    let claimed = |view: &MeshView| {
+        let at = |address| view.destination("shop", &at(address)) == Destination::Unreadable;
+        [at("10.0.0.1"), at("10.1.0.1")]
+    };
+    let mut view = view([], []);
+    assert_eq!(view.why_no_pod("shop", "web"), Reason::WorkloadUnknown);
+    let changed = view.apply(bad());
+    assert_eq!(
+        (changed.workloads, changed.services),
+        (vec![uid("web")], vec![key("svc")])
+    );
+    assert_eq!(claimed(&view), [true, true]);
+    assert_eq!(view.why_no_pod("shop", "web"), Reason::ResourceUnreadable);
+    assert_eq!(view.apply(bad()), Changed::default());
+    let names: Vec<_> = view.unreadable().map(|u| &*u.name).collect();
+    assert_eq!(names, [&*web, &*svc]);
+
+    put(&mut view, pod("web", &["10.0.0.2"]));
+    put_service(&mut view, service("svc", &["10.1.0.2"], &[]));
+    assert_eq!(claimed(&view), [false, false]);
+
+    view.apply(bad());
+    assert_eq!(claimed(&view), [true, true]);
+    assert_eq!(remove(&mut view, &web).workloads, [uid("web")]);
+    assert_eq!(remove(&mut view, &svc).services, [key("svc")]);
+    assert_eq!(view.why_no_pod("shop", "web"), Reason::WorkloadUnknown);
+    assert_forgot_everything(&view);
+}
+
+#[test]
+fn of_what_could_not_be_read_again_the_old_stays_unless_it_is_plain() {
+    let mut view = view(
+        [
+            pod("web", &["10.0.0.1"]),
+            behind(plain_pod("old", &["10.0.0.2"]), "svc", &[]),
+        ],
+        [service("svc", &["10.1.0.1"], &[])],
+    );
+    view.apply([
+        unreadable(uid("web").as_str(), &["10.0.0.1", "10.0.0.3"]),
+        unreadable(uid("old").as_str(), &[]),
+        unreadable(&key("svc").to_string(), &["10.1.0.1"]),
+    ]);
+    assert_eq!(name_at(&view, "10.0.0.1"), Some("web"));
+    let moved = view.destination("shop", &at("10.0.0.3"));
+    assert_eq!(moved, Destination::Unreadable);
+    assert_eq!(name_at(&view, "10.0.0.2"), None);
+    assert_eq!(names(view.endpoints(&key("svc"))), [""; 0]);
+    assert!(view.service(&key("svc")).is_some());
 }
 
 #[test]
@@ -522,6 +592,16 @@ fn any_update() -> impl Strategy<Value = Update> {
                 PolicyAction::Allow,
             )))
         }),
+        (
+            name(),
+            prop::sample::subsequence(vec!["10.0.0.1", "10.1.9.9", "10.1.0.0/16"], 0..=3)
+        )
+            .prop_map(|(name, claims)| unreadable(uid(name).as_str(), &claims)),
+        (
+            prop::sample::select(vec!["x", "y"]),
+            prop::sample::subsequence(vec!["10.1.0.1", "10.1.0.0/16"], 0..=2)
+        )
+            .prop_map(|(name, claims)| unreadable(&key(name).to_string(), &claims)),
         name().prop_map(|name| Update::RemoveAddress(uid(name).to_string())),
         prop::sample::select(vec!["x", "y"])
             .prop_map(|name| Update::RemoveAddress(key(name).to_string())),
@@ -538,7 +618,9 @@ fn seen(view: &MeshView) -> String {
         let service = view
             .service_at("shop", &at(address))
             .map(|s| s.key.to_string());
-        text += &format!("{address} {claims:?} {service:?}\n");
+        let means = view.destination("shop", &at(address));
+        let is_unreadable = means == Destination::Unreadable;
+        text += &format!("{address} {claims:?} {service:?} {is_unreadable}\n");
     }
     for name in ["x", "y"] {
         let named = view
@@ -561,10 +643,12 @@ proptest! {
         fresh.apply(old.policies().map(|p| Update::Policy(Box::new((**p).clone()))));
         fresh.apply(old.services().map(|s| Update::Service(Box::new((**s).clone()))));
         fresh.apply(old.workloads().map(|w| Update::Workload(Box::new((**w).clone()))));
+        fresh.apply(old.unreadable().map(|u| Update::Unreadable(Box::new(u.clone()))));
         prop_assert_eq!(seen(&old), seen(&fresh));
 
         let all: Vec<_> = old.workloads().map(|w| w.uid.to_string())
             .chain(old.services().map(|s| s.key.to_string()))
+            .chain(old.unreadable().map(|u| u.name.clone()))
             .map(Update::RemoveAddress)
             .chain(old.policies().map(|p| Update::RemovePolicy(p.name.clone())))
             .collect();

@@ -12,6 +12,7 @@ use ipnet::IpNet;
 use crate::names::{NamespacedName, NetworkAddress, ServiceKey, Text, WorkloadUid};
 use crate::policy::{Authorization, PolicyScope};
 use crate::service::Service;
+use crate::view::unreadable::{Key, Unreadable};
 use crate::view::{MeshView, Range};
 use crate::workload::{Health, NetworkMode, TunnelProtocol, Workload};
 
@@ -22,6 +23,11 @@ pub enum Update {
     Workload(Box<Workload>),
     /// A service is new or different.
     Service(Box<Service>),
+    /// A workload or service is new or different and could not be read.
+    ///
+    /// What was known of it before stays in force, unless that was a workload to be reached in plain text: it may since
+    /// have joined the mesh.
+    Unreadable(Box<Unreadable>),
     /// A workload or service is gone, by its WDS resource name: `namespace/hostname` is a service, all else a uid.
     RemoveAddress(String),
     /// A policy is new or different.
@@ -50,10 +56,8 @@ impl MeshView {
             match update {
                 Update::Workload(workload) => self.put_workload(*workload, &mut changed),
                 Update::Service(service) => self.put_service(*service, &mut changed),
-                Update::RemoveAddress(name) => match ServiceKey::parse(&name) {
-                    Some(key) => self.remove_service(key, &mut changed),
-                    None => self.remove_workload(WorkloadUid::new(name), &mut changed),
-                },
+                Update::Unreadable(what) => self.put_unreadable(*what, &mut changed),
+                Update::RemoveAddress(name) => self.remove_address(Key::of(&name), &mut changed),
                 Update::Policy(policy) => self.put_policy(*policy, &mut changed),
                 Update::RemovePolicy(name) => changed.policies |= self.take_policy(&name).is_some(),
             }
@@ -61,7 +65,33 @@ impl MeshView {
         changed
     }
 
+    fn put_unreadable(&mut self, what: Unreadable, changed: &mut Changed) {
+        let key = Key::of(&what.name);
+        if !self.unreadable.put(what) {
+            return;
+        }
+        if let Key::Workload(uid) = &key {
+            let old = self.workload(uid);
+            if old.is_some_and(|old| old.tunnel_protocol == TunnelProtocol::None) {
+                self.take_workload(uid);
+            }
+        }
+        changed.name(key);
+    }
+
+    fn remove_address(&mut self, key: Key, changed: &mut Changed) {
+        let was_unreadable = self.unreadable.take(&key);
+        let was_known = match &key {
+            Key::Workload(uid) => self.take_workload(uid),
+            Key::Service(key) => self.take_service(key),
+        };
+        if was_unreadable || was_known {
+            changed.name(key);
+        }
+    }
+
     fn put_workload(&mut self, workload: Workload, changed: &mut Changed) {
+        self.unreadable.take(&Key::Workload(workload.uid.clone()));
         let old = self.workloads.get(&workload.uid);
         if old.is_some_and(|old| **old == workload) {
             return;
@@ -88,12 +118,6 @@ impl MeshView {
         self.workloads.insert(workload.uid.clone(), workload);
     }
 
-    fn remove_workload(&mut self, uid: WorkloadUid, changed: &mut Changed) {
-        if self.take_workload(&uid) {
-            changed.workloads.push(uid);
-        }
-    }
-
     fn take_workload(&mut self, uid: &WorkloadUid) -> bool {
         let Some(old) = self.workloads.remove(uid) else {
             return false;
@@ -113,6 +137,7 @@ impl MeshView {
     }
 
     fn put_service(&mut self, service: Service, changed: &mut Changed) {
+        self.unreadable.take(&Key::Service(service.key.clone()));
         if self
             .service(&service.key)
             .is_some_and(|old| **old == service)
@@ -151,12 +176,6 @@ impl MeshView {
         put_sorted(named, &service, |s| &s.key);
         let entry = self.services.entry(service.key.clone()).or_default();
         entry.service = Some(service);
-    }
-
-    fn remove_service(&mut self, key: ServiceKey, changed: &mut Changed) {
-        if self.take_service(&key) {
-            changed.services.push(key);
-        }
     }
 
     /// Leaves the endpoints: they are what workloads say, and the service may come back.
@@ -216,6 +235,15 @@ impl MeshView {
             }
         }
         Some(old)
+    }
+}
+
+impl Changed {
+    fn name(&mut self, key: Key) {
+        match key {
+            Key::Workload(uid) => self.workloads.push(uid),
+            Key::Service(key) => self.services.push(key),
+        }
     }
 }
 

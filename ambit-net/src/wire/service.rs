@@ -77,6 +77,18 @@ pub fn decode(message: pb::Service) -> Result<Service, WireError> {
     })
 }
 
+/// The addresses and ranges of a service that cannot be read: those that are some, and the address of a range that is none.
+pub(super) fn salvage(message: pb::Service) -> Vec<ServiceAddress> {
+    let claim = |mut message: pb::NetworkAddress| {
+        decode_address(message.clone()).or_else(|_bad_range| {
+            message.length = None;
+            decode_address(message)
+        })
+    };
+    let addresses = message.addresses.into_iter().map(claim);
+    addresses.filter_map(Result::ok).collect()
+}
+
 fn encode_address(address: &ServiceAddress) -> pb::NetworkAddress {
     pb::NetworkAddress {
         length: address.prefix.map(u32::from),

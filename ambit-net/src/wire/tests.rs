@@ -1,6 +1,7 @@
 //! What holds for every resource, whichever type it has.
 
 use ambit_core::names::WorkloadUid;
+use ambit_core::service::ServiceAddress;
 use proptest::prelude::*;
 
 use super::*;
@@ -40,6 +41,52 @@ fn refuses_an_address_that_is_neither_workload_nor_service() {
     assert_eq!(unpack_address("x", &[]), Err(WireError::Missing("type")));
     let read = unpack_address("x", &[0x0a, 0x05]);
     assert!(matches!(read, Err(WireError::Protobuf { .. })), "{read:?}");
+}
+
+#[test]
+fn of_what_it_refuses_the_addresses_are_salvaged() {
+    let pack = |message| pack_address(message).value;
+    let workload = |network_mode: i32| {
+        pack(AddressType::Workload(Box::new(proto::workload::Workload {
+            network: "n".into(),
+            addresses: vec![vec![10, 0, 0, 1], vec![7], vec![0; 16]],
+            network_mode,
+            ..Default::default()
+        })))
+    };
+    let vip = |address: Vec<u8>, length| proto::workload::NetworkAddress {
+        network: "n".into(),
+        address,
+        length,
+    };
+    let service = pack(AddressType::Service(Box::new(proto::workload::Service {
+        addresses: vec![
+            vip(vec![10, 1, 0, 1], None),
+            vip(vec![10, 2, 0, 0], Some(16)),
+            vip(vec![10, 3, 0, 0], Some(99)),
+            vip(vec![10], None),
+        ],
+        ..Default::default()
+    })));
+    let host_network = proto::workload::NetworkMode::HostNetwork.into();
+    for (name, body, expected) in [
+        ("workload", workload(0), "n/10.0.0.1 n/::"),
+        ("of an unknown mode", workload(9), "n/10.0.0.1 n/::"),
+        ("of host network", workload(host_network), ""),
+        ("service", service, "n/10.1.0.1 n/10.2.0.0 to 16 n/10.3.0.0"),
+        ("of no type", Vec::new(), ""),
+        ("garbage", vec![0xff], ""),
+    ] {
+        assert!(unpack_address("x", &body).is_err(), "{name}");
+        let salvaged = salvage_address("x", &body);
+        let claim = |claim: &ServiceAddress| match claim.prefix {
+            None => claim.address.to_string(),
+            Some(prefix) => format!("{} to {prefix}", claim.address),
+        };
+        let claims: Vec<_> = salvaged.addresses.iter().map(claim).collect();
+        assert_eq!(claims.join(" "), expected, "{name}");
+        assert_eq!(salvaged.name, "x");
+    }
 }
 
 #[test]
@@ -89,6 +136,7 @@ proptest! {
     #[test]
     fn foreign_bytes_never_panic(name in ".{0,20}", body in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ignored = unpack_address(&name, &body);
+        let _ignored = salvage_address(&name, &body);
         let _ignored = policy::decode(&name, &body, "ambit-system");
     }
 
@@ -104,6 +152,7 @@ proptest! {
             let at = at.index(body.len());
             body[at] ^= 1 << bit;
             let _ignored = unpack_address("c//Pod/shop/web", &body);
+            let _ignored = salvage_address("c//Pod/shop/web", &body);
         }
     }
 }

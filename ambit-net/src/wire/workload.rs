@@ -6,7 +6,10 @@
 use std::collections::BTreeMap;
 
 use ambit_core::identity::DEFAULT_TRUST_DOMAIN;
-use ambit_core::names::{ClusterId, NamespacedName, NetworkId, ServiceKey, Text, WorkloadUid};
+use ambit_core::names::{
+    ClusterId, NamespacedName, NetworkAddress, NetworkId, ServiceKey, Text, WorkloadUid,
+};
+use ambit_core::service::ServiceAddress;
 use ambit_core::workload::{
     ApplicationTunnel, GatewayAddress, Health, Locality, NetworkMode, PortMapping, TunnelPreamble,
     TunnelProtocol, Workload, WorkloadType,
@@ -118,6 +121,21 @@ pub fn decode(message: pb::Workload) -> Result<Workload, WireError> {
             .map(Text::from),
         capacity: message.capacity.unwrap_or(DEFAULT_CAPACITY),
     })
+}
+
+/// The addresses of a workload that cannot be read: those that are addresses, unless they are its node's.
+pub(super) fn salvage(message: &pb::Workload) -> Vec<ServiceAddress> {
+    if message.network_mode == i32::from(pb::NetworkMode::HostNetwork) {
+        return Vec::new();
+    }
+    let claim = |ip| ServiceAddress {
+        address: NetworkAddress::new(NetworkId::new(message.network.as_str()), ip),
+        prefix: None,
+    };
+    let own = message.addresses.iter();
+    own.filter_map(|a| decode_ip("addresses", a).ok())
+        .map(claim)
+        .collect()
 }
 
 fn encode_extensions(workload: &Workload) -> Vec<pb::Extension> {

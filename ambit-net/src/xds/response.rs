@@ -1,7 +1,8 @@
 //! Reads a response: the changes to the view, and what the session has to know for its answer.
 //!
 //! Called by `client.rs`, outside the view's lock. Each resource stands for itself: one that is refused does not hold up
-//! the others. A policy is never left out: what cannot be understood refuses what it selects.
+//! the others. Nothing is left out: a policy that cannot be understood refuses what it selects, a workload or service of
+//! which only the addresses can be read is refused there.
 
 use ambit_core::names::NamespacedName;
 use ambit_core::view::update::Update;
@@ -50,13 +51,20 @@ pub fn read(response: DeltaDiscoveryResponse, root_namespace: &str) -> Reading {
 
 impl Reading {
     fn address(&mut self, resource: Resource) {
-        let read =
-            body(&resource, Kind::Address).and_then(|b| wire::unpack_address(&resource.name, b));
-        match read {
-            Ok(Address::Workload(workload)) => self.updates.push(Update::Workload(workload)),
-            Ok(Address::Service(service)) => self.updates.push(Update::Service(service)),
-            Err(why) => return self.rejected(resource.name, &why.brief()),
-        }
+        let (name, body) = (resource.name.as_str(), body(&resource, Kind::Address));
+        let update = match body
+            .clone()
+            .and_then(|body| wire::unpack_address(name, body))
+        {
+            Ok(Address::Workload(workload)) => Update::Workload(workload),
+            Ok(Address::Service(service)) => Update::Service(service),
+            Err(why) => {
+                let what = wire::salvage_address(name, body.unwrap_or_default());
+                self.updates.push(Update::Unreadable(Box::new(what)));
+                return self.half_held(resource.name, &why.brief());
+            }
+        };
+        self.updates.push(update);
         self.outcome.held.push((resource.name, resource.version));
     }
 
@@ -70,16 +78,17 @@ impl Reading {
             Ok(policy) => policy,
             Err(why) => return self.rejected(resource.name, &why.brief()),
         };
-        let version = match &policy.unreadable {
-            None => resource.version,
-            Some(why) => {
-                self.rejected(resource.name.clone(), why);
-                // It is there, but not as it was sent: a reconnect must bring it again, and its removal must be told.
-                String::new()
-            }
-        };
+        match &policy.unreadable {
+            None => self.outcome.held.push((resource.name, resource.version)),
+            Some(why) => self.half_held(resource.name, why),
+        }
         self.updates.push(Update::Policy(Box::new(policy)));
-        self.outcome.held.push((resource.name, version));
+    }
+
+    /// It is there, but not as it was sent: a reconnect must bring it again, and its removal must be told.
+    fn half_held(&mut self, name: String, why: &str) {
+        self.outcome.held.push((name.clone(), String::new()));
+        self.rejected(name, why);
     }
 
     fn rejected(&mut self, name: String, why: &str) {

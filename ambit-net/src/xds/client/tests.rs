@@ -1,9 +1,12 @@
 //! The client against a controller on loopback that the test plays by hand.
 
 use ambit_core::names::{ClusterId, NamespacedName, NetworkId, WorkloadUid};
+use ambit_core::next_hop::{NextHop, next_hop};
 use ambit_core::policy::{Authorization, PolicyAction, PolicyScope};
+use ambit_core::reason::Reason;
 use ambit_core::view::MeshView;
 use ambit_core::workload::Workload;
+use prost::Message;
 use prost_types::Any;
 use tokio::sync::Mutex;
 use tonic::service::Routes;
@@ -15,6 +18,7 @@ use crate::proto::discovery::Resource;
 use crate::proto::discovery::aggregated_discovery_service_server::{
     AggregatedDiscoveryService, AggregatedDiscoveryServiceServer,
 };
+use crate::proto::workload as pb;
 use crate::tasks::Tasks;
 use crate::wire::{ADDRESS_TYPE, AUTHORIZATION_TYPE, pack_policy, pack_workload};
 
@@ -286,8 +290,66 @@ async fn one_bad_resource_is_refused_by_name_and_the_rest_is_kept() {
     assert_eq!(rejected.value(), 1);
     drop(stream);
     let [_, resumed] = setup.stream().await.opened().await;
-    let held: Vec<_> = resumed.initial_resource_versions.into_keys().collect();
-    assert_eq!(held, [uid("good")]);
+    let versions: Vec<_> = resumed.initial_resource_versions.into_iter().collect();
+    let good = format!("{}@1", uid("good"));
+    assert_eq!(versions, [(uid("bad"), String::new()), (uid("good"), good)]);
+}
+
+#[tokio::test]
+async fn the_addresses_of_what_is_refused_are_closed_until_it_is_readable_or_gone() {
+    let mut setup = Setup::start().await;
+    let mut stream = setup.stream().await;
+    stream.opened().await;
+    let newer = |name: &str, ip: u8, protocol: i32| {
+        let workload = pb::Workload {
+            uid: uid(name),
+            addresses: vec![vec![10, 0, 0, ip], vec![1]],
+            tunnel_protocol: protocol,
+            ..pb::Workload::default()
+        };
+        let address = pb::Address {
+            r#type: Some(pb::address::Type::Workload(Box::new(workload))),
+        };
+        let body = Any {
+            type_url: ADDRESS_TYPE.into(),
+            value: address.encode_to_vec(),
+        };
+        resource(&uid(name), body)
+    };
+    let source = Workload::named(WorkloadUid::new("source"), "ns", "source");
+    let hop = |view: &SharedView, to: &str| {
+        let wanted = to.parse().unwrap();
+        view.read(|view| next_hop(view, &source, wanted, &[], 0).hop)
+    };
+    let refused = NextHop::Refuse(Reason::ResourceUnreadable);
+
+    let sent = vec![newer("one", 1, 77), newer("two", 2, 77)];
+    stream.send(response(ADDRESS_TYPE, "a1", sent, &[])).await;
+    let nack = stream.request().await.error_detail.unwrap().message;
+    assert!(
+        nack.contains(&uid("one")) && nack.contains(&uid("two")),
+        "{nack}"
+    );
+    assert!(setup.synced.is_complete());
+    assert_eq!(hop(&setup.view, "10.0.0.1:80"), refused);
+    assert_eq!(hop(&setup.view, "10.0.0.2:80"), refused);
+    let why = setup.view.read(|view| view.why_no_pod("ns", "one"));
+    assert_eq!(why, Reason::ResourceUnreadable);
+
+    // After a reconnect one is gone, the other is as it should be.
+    drop(stream);
+    let mut stream = setup.stream().await;
+    stream.opened().await;
+    assert_eq!(hop(&setup.view, "10.0.0.1:80"), refused);
+    stream.send(addresses("a2", &["one"], &["two"])).await;
+    stream.request().await;
+    for to in ["10.0.0.1:80", "10.0.0.2:80"] {
+        let to: std::net::SocketAddr = to.parse().unwrap();
+        assert_eq!(
+            hop(&setup.view, &to.to_string()),
+            NextHop::Passthrough { to }
+        );
+    }
 }
 
 #[tokio::test]

@@ -81,9 +81,22 @@ fn a_bad_resource_does_not_hold_up_the_others() {
     ];
     let reading = read(response(ADDRESS_TYPE, resources, &[]), ROOT);
     let put = |name| Update::Workload(Box::new(workload(name)));
-    assert_eq!(reading.updates, [put("a"), put("b")]);
-    assert_eq!(reading.outcome.held, held(&["c//Pod/ns/a", "c//Pod/ns/b"]));
+    let names = |updates: &[Update]| -> Vec<String> {
+        let name = |update: &Update| match update {
+            Update::Unreadable(what) => what.name.clone(),
+            other => panic!("{other:?}"),
+        };
+        updates.iter().map(name).collect()
+    };
     let bad = ["c//Pod/ns/legacy", "c//Pod/ns/none", "c//Pod/ns/other"];
+    assert_eq!(reading.updates[0], put("a"));
+    assert_eq!(names(&reading.updates[1..4]), bad);
+    assert_eq!(reading.updates[4..], [put("b")]);
+    // What could not be read is asked for again, and its removal is told.
+    let mut expected = held(&["c//Pod/ns/a", "c//Pod/ns/b"]);
+    let again = bad.map(|name| (name.to_owned(), String::new()));
+    expected.splice(1..1, again);
+    assert_eq!(reading.outcome.held, expected);
     assert_eq!(refused(&reading), bad);
     assert_eq!(reading.outcome.nonce, "7");
 }
