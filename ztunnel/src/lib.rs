@@ -10,8 +10,6 @@ pub(crate) mod proxy;
 pub(crate) mod pods;
 pub(crate) mod dump;
 pub mod app;
-#[cfg(test)]
-pub(crate) mod testing;
 
 pub use app::{AppError, run};
 pub use config::Config;

@@ -11,6 +11,8 @@ pub(crate) mod dial;
 pub(crate) mod outbound;
 pub(crate) mod inbound;
 pub(crate) mod plaintext;
+#[cfg(test)]
+pub(crate) mod testing;
 
 use std::future::Future;
 use std::io;
@@ -313,6 +315,37 @@ impl Pod {
         ServedPod {
             name: self.name.clone(),
             uid: self.uid.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn pair() -> (TcpStream, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let addr = listener.local_addr().unwrap();
+        let (stream, accepted) = tokio::join!(TcpStream::connect(addr), listener.accept());
+        (stream.unwrap(), accepted.unwrap().1)
+    }
+
+    /// Each open connection costs this much memory; what makes it grow should be boxed if it is rare.
+    #[tokio::test]
+    async fn futures_of_connections_stay_small() {
+        let pod = Arc::new(testing::context("web", &testing::mesh()));
+        let (tcp, client) = pair().await;
+        let outbound = size_of_val(&outbound::handle(Arc::clone(&pod), tcp, client));
+        let (tcp, client) = pair().await;
+        let plaintext = size_of_val(&plaintext::handle(Arc::clone(&pod), tcp, client));
+        let (tcp, client) = pair().await;
+        let tunnel = size_of_val(&inbound::handle_connection(pod, tcp, client));
+        for (what, size, limit) in [
+            ("outbound", outbound, 2560),
+            ("plaintext", plaintext, 2048),
+            ("tunnel", tunnel, 3584),
+        ] {
+            assert!(size <= limit, "{what}: {size} bytes, at most {limit}");
         }
     }
 }

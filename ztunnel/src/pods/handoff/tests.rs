@@ -12,7 +12,7 @@ use tokio::sync::watch;
 
 use super::super::Roster;
 use super::*;
-use crate::testing::mesh;
+use crate::proxy::testing::mesh;
 
 const SOON: Duration = Duration::from_secs(10);
 

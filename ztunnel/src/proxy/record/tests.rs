@@ -11,7 +11,7 @@ use super::super::admission::Denied;
 use super::super::error::{InboundError, OutboundError};
 use super::*;
 use crate::proxy::Mesh;
-use crate::testing::{context, mesh};
+use crate::proxy::testing::{context, mesh};
 
 fn workload(name: &str) -> Arc<Workload> {
     let mut workload = Workload::named(WorkloadUid::new(name), "shop", name);
