@@ -244,7 +244,8 @@ impl Setting<'_> {
             .unwrap_or(default)
     }
 
-    /// A value with a notation of its own; `kind` describes it, `default` is as an operator would write it.
+    /// A value with a notation of its own; `kind` describes it, `default` is as an operator would write it. None only
+    /// when the default itself cannot be read.
     pub fn parsed<T>(
         self,
         kind: &str,

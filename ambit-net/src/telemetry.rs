@@ -9,6 +9,7 @@ use std::error::Error;
 use std::panic;
 use std::process;
 use std::str::FromStr;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use tracing::{Subscriber, error};
@@ -23,6 +24,8 @@ use crate::env::EnvReader;
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
 static PANICS: AtomicU64 = AtomicU64::new(0);
+/// The queue of the process's log, for what outlives [`Log`].
+static QUEUE: OnceLock<Queue> = OnceLock::new();
 
 /// Form of a log line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,7 +71,6 @@ pub enum LogError {
 pub struct Log {
     filter: reload::Handle<EnvFilter, Registry>,
     at_start: String,
-    queue: Queue,
 }
 
 impl LogSettings {
@@ -120,17 +122,16 @@ impl Log {
         let lines = lines(settings.format, queue.clone());
         let subscriber = tracing_subscriber::registry().with(filter).with(lines);
         subscriber.try_init().map_err(|_set| LogError::Twice)?;
-        let flush = queue.clone();
+        QUEUE.get_or_init(|| queue);
         let before = panic::take_hook();
         panic::set_hook(Box::new(move |panic| {
-            report_panic(panic, &flush);
+            report_panic(panic);
             // The standard one prints to standard error, with a backtrace where one is asked for.
             before(panic);
         }));
         Ok(Self {
             filter: handle,
             at_start: settings.filter.clone(),
-            queue,
         })
     }
 
@@ -160,7 +161,15 @@ impl Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        self.queue.flush();
+        flush();
+    }
+}
+
+/// Waits until what was logged is written; gives up when whoever reads the log takes nothing for a second. For what a
+/// program logs after the [`Log`] is gone.
+pub fn flush() {
+    if let Some(queue) = QUEUE.get() {
+        queue.flush();
     }
 }
 
@@ -190,6 +199,7 @@ pub fn dropped_lines() -> u64 {
 
 /// Ends the process at once, after saying why on standard error: for states in which going on would break a promise.
 pub fn die(why: &str) -> ! {
+    flush();
     queue::write_line(std::io::stderr(), &format!("aborting: {why}"));
     process::abort()
 }
@@ -214,13 +224,13 @@ where
     }
 }
 
-fn report_panic(panic: &panic::PanicHookInfo<'_>, queue: &Queue) {
+fn report_panic(panic: &panic::PanicHookInfo<'_>) {
     PANICS.fetch_add(1, Ordering::Relaxed);
     let why = panic.payload_as_str().unwrap_or("no message");
     let place = panic.location().map(ToString::to_string);
     error!(why, place, "panicked");
     // The process may end next.
-    queue.flush();
+    flush();
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use ambit_net::telemetry::{Log, with_causes};
+use ambit_net::telemetry::{self, Log, with_causes};
 use mimalloc::MiMalloc;
 use tracing::error;
 use ztunnel::Config;
@@ -35,6 +35,7 @@ fn run(config: Config, log: Log) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             error!(error = with_causes(&error), "cannot run");
+            telemetry::flush();
             ExitCode::FAILURE
         }
     }
