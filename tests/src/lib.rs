@@ -31,4 +31,5 @@ pub mod app;
 pub mod scrape;
 pub mod manifests;
 pub mod node;
+pub mod peer;
 pub mod demo;

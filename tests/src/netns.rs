@@ -129,6 +129,14 @@ impl World {
         &self.nodes
     }
 
+    /// The node with this index, 0 first.
+    ///
+    /// # Errors
+    /// When there is no such node.
+    pub fn node(&self, index: usize) -> Outcome<&Node> {
+        self.nodes.get(index).context("no such node")
+    }
+
     /// Where the controller runs.
     pub fn control(&self) -> &Site {
         &self.control
@@ -139,7 +147,7 @@ impl World {
     /// # Errors
     /// When the kernel refuses the namespace or the link, or there is no such node.
     pub fn add_pod(&self, node: usize, name: &str) -> Outcome<Site> {
-        let node = self.nodes.get(node).context("no such node")?;
+        let node = self.node(node)?;
         let count = node.pods.fetch_add(1, Ordering::Relaxed);
         let pod = site(
             &self.name,

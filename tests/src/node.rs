@@ -31,6 +31,8 @@ pub struct Setup {
     pub ztunnel: Vec<(String, String)>,
     /// Settings of the controller beside those that it needs.
     pub controller: Vec<(String, String)>,
+    /// A capability that the nodes' programs do not have (`man 7 capabilities`, without `CAP_`, in lower case).
+    pub lacking: Option<String>,
 }
 
 impl Setup {
@@ -41,6 +43,7 @@ impl Setup {
             life: Life::Owned,
             ztunnel: Vec::new(),
             controller: Vec::new(),
+            lacking: None,
         }
     }
 
@@ -48,6 +51,13 @@ impl Setup {
     #[must_use]
     pub fn ztunnel(mut self, name: &str, value: &str) -> Self {
         self.ztunnel.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// The nodes' programs run without this capability.
+    #[must_use]
+    pub fn without_capability(mut self, name: &str) -> Self {
+        self.lacking = Some(name.to_owned());
         self
     }
 
@@ -91,6 +101,18 @@ impl Mesh {
     /// # Errors
     /// When a program is not built, does not start, or is not ready in time; shows its log.
     pub fn start(world: &World, setup: Setup) -> Outcome<Self> {
+        let mut mesh = Self::launch(world, setup)?;
+        for index in 0..mesh.nodes.len() {
+            mesh.wait_ready(index)?;
+        }
+        Ok(mesh)
+    }
+
+    /// Starts them and does not wait for the nodes.
+    ///
+    /// # Errors
+    /// When a program is not built or does not start, or the controller makes no root; shows its log.
+    pub fn launch(world: &World, setup: Setup) -> Outcome<Self> {
         let manifests = Manifests::new(setup.folder.join("manifests"))?;
         for private in ["tokens", "state"] {
             let mut builder = fs::DirBuilder::new();
@@ -108,16 +130,7 @@ impl Mesh {
         }
         let control = world.control().clone();
         let mut controller = start_controller(&setup, &control)?;
-        let roots = setup.folder.join("state/root.pem");
-        poll::until_ok(SOON, || {
-            let ended = controller.ended();
-            ensure(
-                roots.exists() || ended.is_some(),
-                "the controller has written no root certificate",
-            )
-        })
-        .and_then(|()| ensure(roots.exists(), "the controller ended"))
-        .map_err(|cause| Failure::new(format!("{cause}; its log:\n{}", controller.log())))?;
+        wait_for_root(&mut controller, &setup.folder.join("state/root.pem"))?;
         let mut nodes = Vec::new();
         for node in world.nodes() {
             let site = node.site.clone();
@@ -129,17 +142,21 @@ impl Mesh {
                 ztunnel,
             });
         }
-        let mut mesh = Self {
+        Ok(Self {
             manifests,
             controller,
             nodes,
             setup,
             control,
-        };
-        for index in 0..mesh.nodes.len() {
-            mesh.wait_ready(index)?;
-        }
-        Ok(mesh)
+        })
+    }
+
+    /// Starts nothing but the ztunnel of the node with this index: no controller, no agent.
+    ///
+    /// # Errors
+    /// When it is not built or does not start.
+    pub fn proxy_alone(world: &World, setup: &Setup, index: usize) -> Outcome<Process> {
+        start_ztunnel(setup, &world.node(index)?.site, world.control())
     }
 
     /// Where its files are.
@@ -224,7 +241,7 @@ impl Mesh {
         self.setup.folder.join("status.sock")
     }
 
-    /// Waits until exactly these pods (`namespace/name`) are captured and every proxy has what the controller has.
+    /// Waits until these pods (`namespace/name`) are captured and every proxy has what the controller has.
     ///
     /// # Errors
     /// When it is not so in time; shows what is missing, and the logs.
@@ -242,11 +259,7 @@ impl Mesh {
                 .collect();
             ensure(
                 missing.is_empty(),
-                format_args!("not captured: {missing:?}"),
-            )?;
-            ensure(
-                captured.len() == pods.len(),
-                format_args!("captured: {captured:?}"),
+                format_args!("not captured: {missing:?}; captured: {captured:?}"),
             )
         })?;
         self.wait_in_sync()
@@ -389,6 +402,20 @@ fn start_controller(setup: &Setup, control: &Site) -> Outcome<Process> {
         .start()
 }
 
+/// Waits until the controller has made its root: the nodes' programs read it.
+fn wait_for_root(controller: &mut Process, file: &Path) -> Outcome {
+    let there = poll::until_ok(SOON, || {
+        let over = controller.ended().is_some();
+        ensure(
+            file.exists() || over,
+            "the controller has written no root certificate",
+        )
+    });
+    there
+        .and_then(|()| ensure(file.exists(), "the controller ended"))
+        .map_err(|cause| Failure::new(format!("{cause}; its log:\n{}", controller.log())))
+}
+
 fn start_agent(setup: &Setup, site: &Site) -> Outcome<Process> {
     let folder = &setup.folder;
     let settings = [
@@ -434,6 +461,7 @@ fn launch<const N: usize>(
     Ok(launch
         .in_netns(&site.netns)
         .for_life(setup.life)
+        .lacking(setup.lacking.clone().filter(|_| name != "controller"))
         .envs(&settings.map(|(name, value)| (name.to_owned(), value))))
 }
 

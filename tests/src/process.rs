@@ -25,6 +25,7 @@ pub struct Launch {
     env: Vec<(String, String)>,
     log: PathBuf,
     life: Life,
+    lacking: Option<String>,
 }
 
 /// How long a program may live.
@@ -53,6 +54,7 @@ impl Launch {
             env: Vec::new(),
             log: log.into(),
             life: Life::Owned,
+            lacking: None,
         }
     }
 
@@ -74,6 +76,13 @@ impl Launch {
     #[must_use]
     pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
         self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// Without this capability (lower case, without `CAP_`), if any.
+    #[must_use]
+    pub fn lacking(mut self, capability: Option<String>) -> Self {
+        self.lacking = capability;
         self
     }
 
@@ -140,6 +149,15 @@ impl Launch {
         }
         if self.life == Life::Tied {
             words.extend(["setpriv", "--pdeathsig", "KILL", "--"].map(str::to_owned));
+        }
+        if let Some(capability) = &self.lacking {
+            let sets = ["--bounding-set", "--inh-caps"].map(|set| format!("{set}=-{capability}"));
+            words.extend(
+                ["setpriv".to_owned()]
+                    .into_iter()
+                    .chain(sets)
+                    .chain(["--".to_owned()]),
+            );
         }
         words.push(self.program.display().to_string());
         words.extend(self.args.iter().cloned());

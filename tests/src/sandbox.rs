@@ -1,8 +1,8 @@
 //! Runs the whole test program in private namespaces (network, mount, pid), so that nothing it makes outlives it.
 //!
 //! Called first thing by `main` of the namespace tests and of the benchmarks, before any thread exists. The outer process
-//! waits; when it dies, however it dies, the kernel ends everything inside. No root is needed: without it a user
-//! namespace gives the rights inside.
+//! waits; when it dies, however it dies, the kernel ends everything inside. Without root a user namespace gives the
+//! rights inside; only tcpdump refuses to run there, since it wants to change its user.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};

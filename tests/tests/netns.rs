@@ -12,6 +12,10 @@ mod talk;
 mod redirect;
 #[path = "netns/node_agent.rs"]
 mod node_agent;
+#[path = "netns/agent.rs"]
+mod agent;
+#[path = "netns/handoff.rs"]
+mod handoff;
 
 use std::process::ExitCode;
 
@@ -36,14 +40,15 @@ fn main() -> ExitCode {
 }
 
 fn trials() -> Vec<Trial> {
-    let subjects: [(&str, &[Claim]); 3] = [
+    let subjects: &[(&str, &[Claim])] = &[
         ("world", world::CLAIMS),
         ("redirect", redirect::CLAIMS),
         ("node_agent", node_agent::CLAIMS),
+        ("handoff", handoff::CLAIMS),
     ];
     let mut trials = Vec::new();
     for (subject, claims) in subjects {
-        for (name, test) in claims {
+        for (name, test) in *claims {
             trials.push(Trial::test(format!("{subject}::{name}"), || {
                 test().map_err(Into::into)
             }));

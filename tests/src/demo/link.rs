@@ -43,7 +43,7 @@ impl Request {
 
 /// Sends a request while the link between the nodes is recorded; shows both.
 pub(super) fn recorded(scene: &Scene, request: &Request) -> Outcome<Recording> {
-    let link = scene.world.nodes().first().context("no node")?;
+    let link = scene.world.node(0)?;
     let capture = Capture::start(&link.site, scene.mesh.folder().join("link.pcap"))?;
     println!(
         "  {}$ curl -H 'x-marker: {}' {}",
