@@ -4,6 +4,7 @@
 //! files are read before each use, so that a renewed token or root counts from the next call on; connections are made
 //! when needed and kept alive by HTTP/2 pings (reference: istio/ztunnel, 30 s and 10 s).
 
+pub mod server;
 #[cfg(test)]
 pub(crate) mod testing;
 

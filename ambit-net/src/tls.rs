@@ -1,4 +1,5 @@
-//! TLS of the mesh: which provider, versions, suites and groups there are. The only file that names the provider.
+//! TLS of the mesh: which provider, versions, suites and groups there are. With `hash.rs` the only
+//! file that names the provider.
 //!
 //! Called by the tunnel and by whoever speaks TLS to the controller. A workload's side of TLS is a [`Credential`]; the
 //! handshakes are in [`accept`] and [`connect`]. Follows RFC 8446, draft-ietf-tls-ecdhe-mlkem and Istio's ambient mode
@@ -9,6 +10,7 @@ pub mod credential;
 pub mod stream;
 pub mod accept;
 pub mod connect;
+pub mod hash;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 

@@ -31,6 +31,7 @@ pub(crate) const RULES: &[CrateRule] = &[
         name: "ambit-net",
         ours: &["ambit-core"],
         others: &[
+            "aws-lc-rs",
             "bytes",
             "fastrand",
             "futures-util",
@@ -90,10 +91,8 @@ pub(crate) const RULES: &[CrateRule] = &[
         name: "controller",
         ours: &["ambit-core", "ambit-net"],
         others: &[
-            "fastrand",
-            "http",
+            "ipnet",
             "k8s-openapi",
-            "prost",
             "prost-types",
             "rcgen",
             "rustls-pki-types",
@@ -103,7 +102,6 @@ pub(crate) const RULES: &[CrateRule] = &[
             "tokio",
             "tokio-stream",
             "tonic",
-            "tonic-prost",
             "tracing",
             "x509-parser",
         ],

@@ -82,6 +82,13 @@ metrics! {
     CounterOf Counter XDS_MESSAGES "istio_xds_message_total" ["url"] "ztunnel" "xDS responses by type.";
     CounterOf Counter XDS_MESSAGE_BYTES "istio_xds_message_bytes_total" ["url"] "ztunnel" "Bytes of xDS resources by type.";
     CounterOf Counter XDS_REJECTED "ambit_xds_rejected_resources_total" ["url"] "ztunnel" "xDS resources that could not be used; the log names them.";
+    GaugeOf Gauge XDS_STREAMS "ambit_xds_streams" [] "controller" "Streams of proxies that are open now.";
+    CounterOf Counter XDS_PUSHES "ambit_xds_pushes_total" ["url"] "controller" "xDS responses sent, by type; `unknown` for types that do not exist.";
+    CounterOf Counter XDS_NACKS "ambit_xds_nacks_total" ["url"] "controller" "xDS responses in which a proxy refused something, by type; the log has its words.";
+    GaugeOf Gauge XDS_RESOURCES "ambit_xds_resources" ["url"] "controller" "xDS resources that there are, by type.";
+    CounterOf Counter CALLS_REFUSED "ambit_calls_refused_total" ["service", "code"] "controller" "gRPC calls refused, by service (`any` before it is known) and status.";
+    CounterOf Counter CERTIFICATES_SIGNED "ambit_certificates_signed_total" [] "controller" "Certificates signed for workloads.";
+    GaugeOf Gauge SOURCE_PROBLEMS "ambit_source_problems" [] "controller" "What is wrong in the sources now; `ambit status` names each.";
     CounterOf Counter METRIC_SERIES_LIMITED "ambit_metric_series_limited_total" [] "all" "Look-ups that got `unknown` labels because too many series exist.";
 }
 
