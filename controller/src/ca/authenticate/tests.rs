@@ -1,0 +1,1 @@
+//! Whom a token names, and which tokens name nobody.

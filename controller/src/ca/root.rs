@@ -1,0 +1,166 @@
+//! The root of all identities: one key and certificate in a file of this program's own.
+//!
+//! Made once, when there is none; never made anew in silence, since every certificate of the mesh hangs on it. A file that
+//! is damaged, open to others or out of its time ends the start with words for the operator.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _,
+};
+use rustls_pki_types::pem::PemObject as _;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use thiserror::Error;
+use tracing::info;
+use x509_parser::prelude::{FromDer as _, X509Certificate};
+
+use crate::private_file::{self, PrivateFileError};
+
+/// Lifetime of a root: 10 years, as istiod's own.
+const LIFETIME: Duration = Duration::from_secs(3650 * 86400);
+/// Clocks of nodes may be behind ours by as much.
+const BACKDATED: Duration = Duration::from_secs(3600);
+
+/// Why there is no root.
+#[derive(Debug, Error)]
+pub enum RootError {
+    /// The file cannot be read or written, or is open to others.
+    #[error("the root of the CA cannot be used: {0}")]
+    File(#[from] PrivateFileError),
+    /// The file does not hold a root and its key.
+    #[error(
+        "{path} is damaged: {cause}. Put back a copy; with a new root every pod needs a new certificate, and nodes a new root file"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        cause: String,
+    },
+    /// A root cannot be made.
+    #[error("a root cannot be made: {0}")]
+    Make(#[source] rcgen::Error),
+}
+
+/// The root.
+#[derive(Debug)]
+pub struct Root {
+    issuer: Issuer<'static, KeyPair>,
+    pem: String,
+    not_after: u64,
+}
+
+impl Root {
+    /// Reads the root, or makes one if there is no file; `trust_domain` names its organisation.
+    ///
+    /// # Errors
+    /// When there is a file and it cannot be used, or one cannot be made.
+    pub fn load_or_create(
+        path: &Path,
+        trust_domain: &str,
+        now: SystemTime,
+    ) -> Result<Self, RootError> {
+        match private_file::read(path) {
+            Ok(bytes) => return Self::parse(path, &bytes, now),
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error.into()),
+        }
+        let made = make(trust_domain, now).map_err(RootError::Make)?;
+        if private_file::create(path, made.as_bytes())? {
+            info!(path = %path.display(), "a root is made");
+        }
+        // Another process may have been first; what is in the file counts.
+        Self::parse(path, &private_file::read(path)?, now)
+    }
+
+    /// What signs.
+    pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
+
+    /// The certificate as PEM.
+    pub fn pem(&self) -> &str {
+        &self.pem
+    }
+
+    /// Its last second, in seconds since the epoch.
+    pub fn not_after(&self) -> u64 {
+        self.not_after
+    }
+
+    fn parse(path: &Path, bytes: &[u8], now: SystemTime) -> Result<Self, RootError> {
+        let damaged = |cause: String| RootError::Damaged {
+            path: path.to_owned(),
+            cause,
+        };
+        let pem = std::str::from_utf8(bytes).ok().and_then(certificate_pem);
+        let pem = pem.ok_or_else(|| damaged("no certificate".to_owned()))?;
+        let certificate = CertificateDer::from_pem_slice(pem.as_bytes());
+        let certificate = certificate.map_err(|e| damaged(format!("its certificate: {e}")))?;
+        let key = PrivateKeyDer::from_pem_slice(bytes);
+        let key = key.map_err(|e| damaged(format!("no private key: {e}")))?;
+        let key = KeyPair::try_from(&key).map_err(|e| damaged(format!("its key: {e}")))?;
+        let not_after = check(&certificate, &key, now).map_err(damaged)?;
+        let issuer = Issuer::from_ca_cert_der(&certificate, key);
+        let issuer = issuer.map_err(|e| damaged(format!("its certificate: {e}")))?;
+        Ok(Self {
+            issuer,
+            pem,
+            not_after,
+        })
+    }
+}
+
+/// Checks that a certificate is a root of this key and in its time; gives its last second.
+fn check(certificate: &[u8], key: &KeyPair, now: SystemTime) -> Result<u64, String> {
+    let (rest, parsed) =
+        X509Certificate::from_der(certificate).map_err(|e| format!("its certificate: {e}"))?;
+    if !rest.is_empty() || !parsed.is_ca() {
+        return Err("its certificate is not one of a CA".to_owned());
+    }
+    if *key.algorithm() != PKCS_ECDSA_P256_SHA256 {
+        return Err("its key is not one of ECDSA P-256".to_owned());
+    }
+    if *parsed.public_key().subject_public_key.data != *key.der_bytes() {
+        return Err("certificate and key do not belong together".to_owned());
+    }
+    parsed
+        .verify_signature(None)
+        .map_err(|e| format!("it is not signed by itself: {e}"))?;
+    let seconds = |time: i64| u64::try_from(time).unwrap_or(0);
+    let not_before = seconds(parsed.validity().not_before.timestamp());
+    let not_after = seconds(parsed.validity().not_after.timestamp());
+    let now = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    if !(not_before..not_after).contains(&now) {
+        return Err("its certificate is out of its time; is the clock right?".to_owned());
+    }
+    Ok(not_after)
+}
+
+/// PEM of a new root, certificate first.
+fn make(trust_domain: &str, now: SystemTime) -> Result<String, rcgen::Error> {
+    let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
+    let mut name = DistinguishedName::new();
+    name.push(DnType::OrganizationName, trust_domain);
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.not_before = (now - BACKDATED).into();
+    params.not_after = (now + LIFETIME).into();
+    let certificate = params.self_signed(&key)?;
+    Ok(certificate.pem() + &key.serialize_pem())
+}
+
+/// The part of a PEM text that is its first certificate.
+fn certificate_pem(text: &str) -> Option<String> {
+    const END: &str = "-----END CERTIFICATE-----";
+    let from = text.find("-----BEGIN CERTIFICATE-----")?;
+    let to = text.find(END)? + END.len();
+    Some(format!("{}\n", text.get(from..to)?))
+}
+
+#[cfg(test)]
+mod tests;

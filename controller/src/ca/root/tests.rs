@@ -1,0 +1,1 @@
+//! The root is made once and never replaced in silence.

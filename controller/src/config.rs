@@ -1,0 +1,250 @@
+//! Config: every setting of the controller, with its default, its bounds and one sentence on what it does.
+//!
+//! Read once by `main`. docs/config.md is printed from here.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use ambit_core::identity::DEFAULT_TRUST_DOMAIN;
+use ambit_core::names::{ClusterId, NetworkId};
+use ambit_core::ports;
+use ambit_net::env::{EnvError, EnvReader};
+use ambit_net::telemetry::LogSettings;
+
+use crate::index::MeshNames;
+
+/// Port of metrics and readiness: istiod's for the same.
+const OPERATIONS: u16 = 15014;
+/// Longest lifetime of a certificate that can be asked for: istiod's.
+const LONGEST_CERT: Duration = Duration::from_secs(90 * 86400);
+
+/// All settings.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Directory of the manifests.
+    pub manifests: PathBuf,
+    /// Directory of the node tokens.
+    pub tokens: PathBuf,
+    /// Directory of what has to outlive a restart.
+    pub state: PathBuf,
+    /// File for the root certificate that nodes need.
+    pub root_out: PathBuf,
+    /// Socket of the status.
+    pub status_socket: PathBuf,
+    /// Where gRPC is served.
+    pub listen: SocketAddr,
+    /// Where metrics and readiness are served.
+    pub operations: SocketAddr,
+    /// Names and addresses under which nodes reach this controller.
+    pub server_names: Vec<String>,
+    /// Names that hold for the whole mesh.
+    pub mesh: MeshNames,
+    /// Longest lifetime of a workload's certificate.
+    pub longest_cert: Duration,
+    /// Connections at a time.
+    pub connections: usize,
+    /// Wait for open streams when stopping.
+    pub termination: Duration,
+    /// How it logs.
+    pub log: LogSettings,
+}
+
+impl Config {
+    /// Reads the environment of this process.
+    ///
+    /// # Errors
+    /// All mistakes at once; the operator's to correct.
+    pub fn of_process() -> Result<Self, EnvError> {
+        Self::read(&mut EnvReader::of_process())
+    }
+
+    /// Reads all settings from `env`, which can print them as a table afterwards.
+    ///
+    /// # Errors
+    /// All mistakes at once; the operator's to correct.
+    pub fn read(env: &mut EnvReader) -> Result<Self, EnvError> {
+        let state = env
+            .setting("AMBIT_STATE_DIR", "Directory of the CA's root and of the nodes' reports; keep it, and keep it private.")
+            .path("/var/lib/ambit");
+        let config = Self {
+            manifests: env
+                .setting("AMBIT_MANIFESTS", "Directory of plain Kubernetes YAML; changes apply live.")
+                .required_path(),
+            tokens: env
+                .setting("AMBIT_NODE_TOKENS", "Directory of NODE.token files (mode 0600), each one line EXPIRES.SECRET: seconds since the epoch and 64 hexadecimal digits.")
+                .required_path(),
+            root_out: env
+                .setting("AMBIT_ROOT_CERT_OUT", "File that the root certificate is written to, for the nodes; AMBIT_STATE_DIR/root-cert.pem unless set.")
+                .optional_path()
+                .unwrap_or_else(|| state.join("root-cert.pem")),
+            state,
+            status_socket: env
+                .setting("AMBIT_STATUS_SOCKET", "Unix socket that `ambit status` asks.")
+                .path("/var/run/ambit/status.sock"),
+            listen: any(env, "AMBIT_LISTEN_ADDR", "Where proxies connect: xDS, certificates and reports.", ports::CONTROLLER),
+            operations: any(env, "AMBIT_METRICS_ADDR", "Prometheus metrics (/metrics) and readiness (/healthz/ready).", OPERATIONS),
+            server_names: server_names(env),
+            mesh: mesh(env),
+            longest_cert: env
+                .setting("AMBIT_MAX_CERT_TTL", "Longest lifetime of a workload's certificate.")
+                .duration(Duration::from_secs(86400), Duration::from_secs(60)..=LONGEST_CERT),
+            connections: connections(env),
+            termination: env
+                .setting("AMBIT_TERMINATION_DEADLINE", "Wait for proxies to leave when stopping; they reconnect elsewhere and lose nothing.")
+                .duration(Duration::from_secs(5), Duration::ZERO..=Duration::from_secs(600)),
+            log: LogSettings::read(env),
+        };
+        env.finish()?;
+        Ok(config)
+    }
+
+    /// File of the CA's root and its key.
+    pub fn root_file(&self) -> PathBuf {
+        self.state.join("ca-root.pem")
+    }
+
+    /// Directory of the nodes' reports.
+    pub fn reports_dir(&self) -> PathBuf {
+        self.state.join("reports")
+    }
+
+    /// The settings that name places which must exist at the start.
+    pub fn sources(&self) -> [(&'static str, &Path); 2] {
+        [
+            ("AMBIT_MANIFESTS", &self.manifests),
+            ("AMBIT_NODE_TOKENS", &self.tokens),
+        ]
+    }
+}
+
+/// The settings as a Markdown table, for docs/config.md.
+pub fn table() -> String {
+    let mut env = EnvReader::default();
+    // Without any variable the required ones are missing; the table is complete all the same.
+    drop(Config::read(&mut env));
+    env.table()
+}
+
+fn mesh(env: &mut EnvReader) -> MeshNames {
+    let trust_domain = env
+        .setting("AMBIT_TRUST_DOMAIN", "Trust domain of all identities.")
+        .or("TRUST_DOMAIN")
+        .text(DEFAULT_TRUST_DOMAIN);
+    let cluster_domain = env
+        .setting(
+            "AMBIT_CLUSTER_DOMAIN",
+            "Suffix of the host names of Services.",
+        )
+        .or("CLUSTER_DOMAIN")
+        .text("cluster.local");
+    let cluster = env
+        .setting(
+            "AMBIT_CLUSTER_ID",
+            "Name of the cluster, in every workload.",
+        )
+        .or("CLUSTER_ID")
+        .text("Kubernetes");
+    let network = env
+        .setting("AMBIT_NETWORK", "Network of all addresses.")
+        .or("NETWORK")
+        .optional_text();
+    let root_namespace = env
+        .setting(
+            "AMBIT_ROOT_NAMESPACE",
+            "Namespace whose policies hold mesh-wide; it exists without a document.",
+        )
+        .text("ambit-system");
+    MeshNames {
+        trust_domain: trust_domain.into(),
+        cluster_domain: cluster_domain.into(),
+        cluster: ClusterId::new(cluster),
+        network: NetworkId::new(network.unwrap_or_default()),
+        root_namespace: root_namespace.into(),
+    }
+}
+
+/// The names that are always served, and those of the setting.
+fn server_names(env: &mut EnvReader) -> Vec<String> {
+    let mut names: Vec<String> = ["ambit-controller.ambit-system.svc", "localhost"]
+        .map(str::to_owned)
+        .into();
+    let more = env
+        .setting("AMBIT_SERVER_NAMES", "More names and IP addresses under which nodes reach this controller, beside ambit-controller.ambit-system.svc and localhost.")
+        .list();
+    names.extend(more);
+    names
+}
+
+fn connections(env: &mut EnvReader) -> usize {
+    let number = env
+        .setting(
+            "AMBIT_MAX_CONNECTIONS",
+            "Connections of proxies at a time; one proxy has one.",
+        )
+        .number("connections", 4096, 1..=100_000);
+    usize::try_from(number).unwrap_or(usize::MAX)
+}
+
+fn any(env: &mut EnvReader, name: &'static str, meaning: &'static str, port: u16) -> SocketAddr {
+    let default = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    env.setting(name, meaning).socket_addr(default)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(variables: &[(&str, &str)]) -> Result<Config, EnvError> {
+        let owned = variables
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        Config::read(&mut EnvReader::new(owned))
+    }
+
+    const PLACES: [(&str, &str); 2] = [("AMBIT_MANIFESTS", "/m"), ("AMBIT_NODE_TOKENS", "/t")];
+
+    #[test]
+    fn only_the_sources_have_to_be_named() {
+        let config = read(&PLACES).unwrap();
+        assert_eq!(config.listen.port(), 15012);
+        assert_eq!(config.root_out, Path::new("/var/lib/ambit/root-cert.pem"));
+        assert_eq!(
+            config.server_names,
+            ["ambit-controller.ambit-system.svc", "localhost"]
+        );
+        let missing = read(&[]).unwrap_err().to_string();
+        assert!(
+            missing.contains("AMBIT_MANIFESTS") && missing.contains("AMBIT_NODE_TOKENS"),
+            "{missing}"
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named_with_their_variable() {
+        for (name, value) in [
+            ("AMBIT_MAX_CERT_TTL", "1s"),
+            ("AMBIT_LISTEN_ADDR", "15012"),
+            ("AMBIT_MAX_CONNECTIONS", "0"),
+            ("AMBIT_STATE", "/s"),
+        ] {
+            let mistake = read(&[PLACES[0], PLACES[1], (name, value)])
+                .unwrap_err()
+                .to_string();
+            assert!(mistake.contains(name), "{mistake}");
+        }
+    }
+
+    #[test]
+    fn every_setting_is_in_the_table() {
+        let table = table();
+        for name in [
+            "AMBIT_MANIFESTS",
+            "AMBIT_STATE_DIR",
+            "AMBIT_SERVER_NAMES",
+            "AMBIT_LOG",
+        ] {
+            assert!(table.contains(name), "{name}");
+        }
+    }
+}

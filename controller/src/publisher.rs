@@ -1,0 +1,169 @@
+//! The single writer: events in batches → what they touch → resources → one commit that wakes all subscribers.
+//!
+//! Run as one task by the app. The index and the store are its own, without a lock. Nothing is published before the source
+//! has said everything, so that a restart never shows proxies half a mesh.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ambit_core::names::Text;
+use ambit_core::status::Problem;
+use ambit_net::meters::{Meters, SOURCE_PROBLEMS, XDS_RESOURCES};
+use ambit_net::xds::Kind;
+use tokio::sync::{mpsc, watch};
+use tracing::{debug, info, warn};
+
+use crate::index::{Dirty, Index, MeshNames, Source};
+use crate::roster::Roster;
+use crate::translate::translate;
+use crate::watch::{Event, QUEUE};
+use crate::xds::store::{Snapshot, Store};
+
+/// What the publisher writes; none in either before the source has said everything.
+#[derive(Debug)]
+pub struct Outputs {
+    /// Resources, for the subscribers.
+    pub snapshots: watch::Sender<Option<Arc<Snapshot>>>,
+    /// Who runs where, for the CA and the overview.
+    pub roster: watch::Sender<Option<Arc<Roster>>>,
+}
+
+/// The writer.
+#[derive(Debug)]
+pub struct Publisher {
+    index: Index,
+    store: Store,
+    /// What is wrong, by the object that it is wrong with.
+    problems: BTreeMap<Source, Vec<String>>,
+    source_problems: Vec<Problem>,
+    /// Where objects are written, in sources that know.
+    origins: BTreeMap<Source, Text>,
+    synced: bool,
+    outputs: Outputs,
+    meters: Arc<Meters>,
+}
+
+impl Publisher {
+    /// A writer that knows nothing yet.
+    pub fn new(mesh: MeshNames, outputs: Outputs, meters: Arc<Meters>) -> Self {
+        Self {
+            index: Index::new(mesh),
+            store: Store::default(),
+            problems: BTreeMap::new(),
+            source_problems: Vec::new(),
+            origins: BTreeMap::new(),
+            synced: false,
+            outputs,
+            meters,
+        }
+    }
+
+    /// Takes events until nobody can send any more.
+    ///
+    /// # Cancel safety
+    /// Dropped only when the program stops.
+    pub async fn run(mut self, mut events: mpsc::Receiver<Event>) {
+        let mut batch = Vec::new();
+        while events.recv_many(&mut batch, QUEUE).await > 0 {
+            self.take(batch.drain(..));
+        }
+    }
+
+    /// Takes one batch.
+    fn take(&mut self, events: impl Iterator<Item = Event>) {
+        let mut dirty = Dirty::new();
+        for event in events {
+            match event {
+                Event::Problems(problems) => self.source_problems = problems,
+                Event::Synced if !self.synced => {
+                    self.synced = true;
+                    info!("the sources have been read");
+                }
+                event => {
+                    self.locate(&event);
+                    dirty.extend(self.index.apply(event));
+                }
+            }
+        }
+        for source in dirty {
+            self.translate(source);
+        }
+        self.publish();
+    }
+
+    /// Notes where an object is written.
+    fn locate(&mut self, event: &Event) {
+        let (key, origin) = match event {
+            Event::Applied(applied) => (&applied.key, applied.origin.as_ref()),
+            Event::Deleted(key) => (key, None),
+            _ => return,
+        };
+        let Some(source) = Source::of(key) else {
+            return;
+        };
+        match origin {
+            Some(origin) => self.origins.insert(source, Text::clone(origin)),
+            None => self.origins.remove(&source),
+        };
+    }
+
+    /// Where an object is, for people.
+    fn place(&self, source: &Source) -> String {
+        match self.origins.get(source) {
+            Some(origin) => format!("{origin} ({source})"),
+            None => source.to_string(),
+        }
+    }
+
+    fn translate(&mut self, source: Source) {
+        let translated = translate(&self.index, &source);
+        let before = self.problems.remove(&source).unwrap_or_default();
+        for problem in translated.problems.iter().filter(|p| !before.contains(p)) {
+            warn!(
+                place = self.place(&source),
+                cause = problem,
+                "an object needs attention"
+            );
+        }
+        if !translated.problems.is_empty() {
+            self.problems.insert(source.clone(), translated.problems);
+        }
+        self.store.replace(source, translated.resources);
+    }
+
+    fn publish(&mut self) {
+        if !self.synced {
+            return;
+        }
+        let first = self.outputs.snapshots.borrow().is_none();
+        let changed = self.store.commit();
+        if let Some(snapshot) = changed.or_else(|| first.then(|| self.store.snapshot())) {
+            debug!(revision = snapshot.revision, "a new state is published");
+            for kind in Kind::ALL {
+                let number = snapshot.shelf(kind).len();
+                let gauge = self.meters.gauge(&XDS_RESOURCES, [kind.type_url()]);
+                gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
+            }
+            self.outputs.snapshots.send_replace(Some(snapshot));
+        }
+        let of_objects = self.problems.iter().flat_map(|(source, problems)| {
+            problems.iter().map(|what| Problem {
+                place: self.place(source),
+                what: what.clone(),
+            })
+        });
+        let problems: Vec<_> = self
+            .source_problems
+            .iter()
+            .cloned()
+            .chain(of_objects)
+            .collect();
+        let number = i64::try_from(problems.len()).unwrap_or(i64::MAX);
+        self.meters.gauge(&SOURCE_PROBLEMS, []).set(number);
+        let roster = Roster::of(&self.index, problems);
+        self.outputs.roster.send_replace(Some(Arc::new(roster)));
+    }
+}
+
+#[cfg(test)]
+mod tests;

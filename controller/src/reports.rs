@@ -1,0 +1,233 @@
+//! What nodes say about their pods: which of them their proxies serve. Kept on disk, so that a restart of this program
+//! never turns a captured pod's tunnel into plain text.
+//!
+//! Called over gRPC by the nodes' proxies. A node can speak about its own pods only: the index believes a report about a
+//! pod only from the pod's own node.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use ambit_core::names::{NamespacedName, Text};
+use ambit_net::proto::node::node_service_server::NodeService;
+use ambit_net::proto::node::{ReportPodsRequest, ReportPodsResponse};
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tonic::{Request, Response, Status};
+use tracing::{debug, error};
+
+use crate::ca::authenticate::Caller;
+use crate::private_file::{self, PrivateFileError};
+use crate::watch::object::{is_label, is_subdomain};
+use crate::watch::{Event, ServedPod, ServedPods};
+
+/// Pods of one node; Kubernetes recommends 110.
+const MAX_PODS: usize = 4096;
+/// Longest uid, in bytes: `namespace/name` where nobody gives one.
+const MAX_UID: usize = 512;
+/// Wait for a place in the publisher's queue.
+const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the reports on disk cannot be read.
+#[derive(Debug, Error)]
+pub enum ReportsError {
+    /// A file or the directory cannot be read or written.
+    #[error("node reports: {0}")]
+    File(#[from] PrivateFileError),
+    /// A file is not what was written.
+    #[error(
+        "{path} is damaged: {source}. Remove it; the node says the same again within 30 s, and until then its pods are announced as plain TCP"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: serde_json::Error,
+    },
+}
+
+/// A report as it is on disk.
+#[derive(Debug, Serialize, Deserialize)]
+struct Stored {
+    node: String,
+    at: u64,
+    pods: Vec<StoredPod>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct StoredPod {
+    namespace: String,
+    name: String,
+    uid: String,
+}
+
+/// The service.
+#[derive(Debug)]
+pub struct NodeReports {
+    dir: PathBuf,
+    events: mpsc::Sender<Event>,
+    /// What is on disk, by node, so that a report that says nothing new is not written again.
+    stored: Mutex<BTreeMap<Text, Vec<ServedPod>>>,
+    /// One report at a time, so that what is on disk is what was said last.
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl NodeReports {
+    /// Reads what was kept in `dir` and gives it with the service. Blocks on files.
+    ///
+    /// # Errors
+    /// When a file cannot be read or is damaged.
+    pub fn open(
+        dir: &Path,
+        events: mpsc::Sender<Event>,
+    ) -> Result<(Self, Vec<ServedPods>), ReportsError> {
+        private_file::make_dir(dir)?;
+        let mut reports = Vec::new();
+        let listed = std::fs::read_dir(dir).map_err(|source| PrivateFileError::Io {
+            path: dir.to_owned(),
+            source,
+        })?;
+        for path in listed.flatten().map(|entry| entry.path()) {
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "json")
+            {
+                reports.push(read(&path)?);
+            }
+        }
+        reports.sort_by(|a, b| a.node.cmp(&b.node));
+        let stored = reports
+            .iter()
+            .map(|r| (Text::clone(&r.node), r.pods.clone()));
+        let service = Self {
+            dir: dir.to_owned(),
+            events,
+            stored: Mutex::new(stored.collect()),
+            turn: tokio::sync::Mutex::new(()),
+        };
+        Ok((service, reports))
+    }
+
+    /// Keeps a report, then lets it take effect.
+    async fn take(&self, caller: &Caller, pods: Vec<ServedPod>) -> Result<(), Status> {
+        let report = ServedPods {
+            node: Text::clone(caller.node_name()),
+            at: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
+            pods,
+        };
+        let _turn = self.turn.lock().await;
+        if !self.is_stored(&report) {
+            debug!(
+                node = caller.node(),
+                pods = report.pods.len(),
+                "a node serves other pods"
+            );
+            self.store(&report).await?;
+        }
+        let busy = |_elapsed| Status::unavailable("the controller is busy");
+        let sent = timeout(QUEUE_TIMEOUT, self.events.send(Event::Served(report))).await;
+        sent.map_err(busy)?
+            .map_err(|_gone| Status::unavailable("the controller stops"))
+    }
+
+    fn is_stored(&self, report: &ServedPods) -> bool {
+        let stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        stored.get(&report.node) == Some(&report.pods)
+    }
+
+    async fn store(&self, report: &ServedPods) -> Result<(), Status> {
+        let path = self.dir.join(format!("{}.json", report.node));
+        let stored = Stored {
+            node: report.node.to_string(),
+            at: report.at,
+            pods: report.pods.iter().map(StoredPod::of).collect(),
+        };
+        let written = tokio::task::spawn_blocking(move || {
+            let bytes = serde_json::to_vec(&stored).map_err(|e| e.to_string())?;
+            private_file::replace(&path, &bytes).map_err(|e| e.to_string())
+        });
+        let failed = |cause: String| {
+            error!(cause, "a node's report cannot be kept, so it is refused");
+            Status::internal("the report cannot be kept")
+        };
+        written
+            .await
+            .unwrap_or_else(|e| Err(e.to_string()))
+            .map_err(failed)?;
+        let mut kept = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
+        kept.insert(Text::clone(&report.node), report.pods.clone());
+        Ok(())
+    }
+}
+
+#[tonic::async_trait]
+impl NodeService for NodeReports {
+    async fn report_pods(
+        &self,
+        request: Request<ReportPodsRequest>,
+    ) -> Result<Response<ReportPodsResponse>, Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        if request.node != caller.node() {
+            return Err(Status::permission_denied("the token names another node"));
+        }
+        let pods = pods(request).map_err(Status::invalid_argument)?;
+        self.take(&caller, pods).await?;
+        Ok(Response::new(ReportPodsResponse {}))
+    }
+}
+
+impl StoredPod {
+    fn of(pod: &ServedPod) -> Self {
+        Self {
+            namespace: pod.name.namespace.to_string(),
+            name: pod.name.name.to_string(),
+            uid: pod.uid.to_string(),
+        }
+    }
+}
+
+fn pods(request: ReportPodsRequest) -> Result<Vec<ServedPod>, &'static str> {
+    if request.pods.len() > MAX_PODS {
+        return Err("too many pods for one node");
+    }
+    let mut pods = Vec::with_capacity(request.pods.len());
+    for pod in request.pods {
+        if !is_label(&pod.namespace) || !is_subdomain(&pod.name) || pod.uid.len() > MAX_UID {
+            return Err("a pod's namespace, name or uid is none");
+        }
+        pods.push(ServedPod {
+            name: NamespacedName::new(pod.namespace, pod.name),
+            uid: pod.uid.into(),
+        });
+    }
+    pods.sort();
+    Ok(pods)
+}
+
+fn read(path: &Path) -> Result<ServedPods, ReportsError> {
+    let bytes = private_file::read(path)?;
+    let stored: Stored =
+        serde_json::from_slice(&bytes).map_err(|source| ReportsError::Damaged {
+            path: path.to_owned(),
+            source,
+        })?;
+    let pods = stored.pods.into_iter().map(|pod| ServedPod {
+        name: NamespacedName::new(pod.namespace, pod.name),
+        uid: pod.uid.into(),
+    });
+    Ok(ServedPods {
+        node: stored.node.into(),
+        at: stored.at,
+        pods: pods.collect(),
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1 @@
+//! What nodes may say about their pods, and that it is kept.

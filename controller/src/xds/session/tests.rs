@@ -1,0 +1,1 @@
+//! What a proxy is sent, message by message.

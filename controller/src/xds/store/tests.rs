@@ -1,0 +1,1 @@
+//! Versions, keys and what changed since.
