@@ -45,17 +45,19 @@ impl Dump {
     /// Everything, as it is now.
     pub(crate) fn now(&self) -> Value {
         let certificates: Vec<Value> = self.mesh.certs.snapshot().iter().map(certificate).collect();
-        let (workloads, services, policies) = self.mesh.view.read(|view| {
+        let (workloads, services, policies, unreadable) = self.mesh.view.read(|view| {
             let workloads: Vec<Value> = view.workloads().map(|w| workload(w)).collect();
             let services: Vec<Value> = view.services().map(|s| service(view, s)).collect();
             let policies: Vec<Value> = view.policies().map(|p| policy(p)).collect();
-            (workloads, services, policies)
+            let unreadable: Vec<Value> = view.unreadable().map(|u| json!(u)).collect();
+            (workloads, services, policies, unreadable)
         });
         json!({
             "version": { "version": VERSION },
             "workloads": workloads,
             "services": services,
             "policies": policies,
+            "unreadable": unreadable,
             "certificates": certificates,
             "workloadState": self.pods(),
             "synced": { "waitsFor": self.mesh.synced.waits_for() },
@@ -202,4 +204,26 @@ fn renamed(value: &impl Serialize, names: &[(&str, &str)]) -> Map<String, Value>
         (name.map_or(key, |(_, theirs)| (*theirs).to_owned()), value)
     };
     fields.into_iter().map(rename).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use ambit_core::view::unreadable::Unreadable;
+    use ambit_core::view::update::Update;
+
+    use super::*;
+
+    #[test]
+    fn what_could_not_be_read_is_shown() {
+        let mesh = crate::proxy::testing::mesh();
+        mesh.view
+            .apply(vec![Update::Unreadable(Box::new(Unreadable {
+                name: "Kubernetes//Pod/shop/web".to_owned(),
+                addresses: Vec::new(),
+            }))]);
+        let (_roster, pods) = watch::channel(Roster::default());
+        let shown = Dump::new(mesh, pods, Vec::new()).now();
+        let expected = json!([{ "name": "Kubernetes//Pod/shop/web", "addresses": [] }]);
+        assert_eq!(shown["unreadable"], expected);
+    }
 }

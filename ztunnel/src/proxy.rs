@@ -263,9 +263,12 @@ impl PodContext {
         }
         self.mesh.view.read(|view| {
             let name = &self.pod.name;
-            let workload = view
-                .pod(&name.namespace, &name.name)
-                .ok_or(PodUnknown::Absent)?;
+            let workload = view.pod(&name.namespace, &name.name).ok_or_else(|| {
+                match view.why_no_pod(&name.namespace, &name.name) {
+                    Reason::ResourceUnreadable => PodUnknown::Unreadable,
+                    _ => PodUnknown::Absent,
+                }
+            })?;
             let (ours, theirs) = (&self.pod.identity, workload.identity());
             if *ours == theirs {
                 Ok(look(view, workload))

@@ -6,12 +6,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
+use serde::Serialize;
 
 use crate::names::{NetworkAddress, NetworkId, ServiceKey, WorkloadUid};
 use crate::service::ServiceAddress;
 
 /// What could be read of a workload or service of which the rest could not.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Unreadable {
     /// Its WDS resource name.
     pub name: String,

@@ -159,8 +159,9 @@ impl Admission {
 
     fn judge(&self, claim: &Claim) -> Verdict {
         self.view.read(|view| {
-            let Some(pod) = view.pod(&self.pod.namespace, &self.pod.name) else {
-                return Verdict::Deny(Reason::WorkloadUnknown, Vec::new());
+            let (namespace, name) = (&self.pod.namespace, &self.pod.name);
+            let Some(pod) = view.pod(namespace, name) else {
+                return Verdict::Deny(view.why_no_pod(namespace, name), Vec::new());
             };
             let connection = Connection {
                 peer: claim.peer.as_ref(),
@@ -239,12 +240,14 @@ impl fmt::Display for Denied {
 impl Error for Denied {}
 
 /// What a verdict over an open connection makes of it. Policies that are on their way, or a pod that the controller has
-/// taken from view, are no cause to cut: what was permitted stays so until policy says otherwise.
+/// taken from view or describes in a way that cannot be read, are no cause to cut: what was permitted stays so until policy says otherwise.
 fn fall(verdict: Verdict) -> Option<Denied> {
     match verdict {
-        Verdict::Allow(_) | Verdict::Deny(Reason::PolicyNotSynced | Reason::WorkloadUnknown, _) => {
-            None
-        }
+        Verdict::Allow(_)
+        | Verdict::Deny(
+            Reason::PolicyNotSynced | Reason::WorkloadUnknown | Reason::ResourceUnreadable,
+            _,
+        ) => None,
         Verdict::Deny(_, policies) => {
             let reason = Reason::PolicyChanged;
             Some(Denied { reason, policies })

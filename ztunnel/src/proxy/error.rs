@@ -38,6 +38,9 @@ pub(crate) enum PodUnknown {
     /// The controller does not name the pod.
     #[error("the controller does not know the pod")]
     Absent,
+    /// The controller names the pod in a way that cannot be read.
+    #[error("what the controller says of the pod cannot be read")]
+    Unreadable,
     /// The controller and the node agent disagree about who the pod is.
     #[error("the controller says that the pod is {theirs}, the node agent that it is {ours}")]
     OtherIdentity {
@@ -151,6 +154,7 @@ impl PodUnknown {
         match self {
             Self::NotSynced => Reason::PolicyNotSynced,
             Self::Absent | Self::OtherIdentity { .. } => Reason::WorkloadUnknown,
+            Self::Unreadable => Reason::ResourceUnreadable,
         }
     }
 }

@@ -7,6 +7,7 @@ use ambit_core::names::{ClusterId, NetworkId, Text, WorkloadUid};
 use ambit_core::policy::{
     Authorization, Clause, Match, PolicyAction, PolicyScope, Rule, StringMatch,
 };
+use ambit_core::view::unreadable::Unreadable;
 use ambit_core::view::update::Update;
 use ambit_net::tasks::Tasks;
 use tokio::time::timeout;
@@ -59,6 +60,13 @@ fn admission(view: &SharedView) -> Arc<Admission> {
     ))
 }
 
+fn unreadable() -> Update {
+    Update::Unreadable(Box::new(Unreadable {
+        name: "c//Pod/shop/web".to_owned(),
+        addresses: Vec::new(),
+    }))
+}
+
 fn claim(namespace: &str) -> Claim {
     Claim {
         peer: Some(SpiffeId::new(
@@ -90,6 +98,8 @@ fn refuses_while_a_policy_is_missing_or_the_pod_is_unknown() {
     assert_eq!(reason(&view), Reason::PolicyNotSynced);
     let empty = SharedView::new(MeshView::new(NetworkId::default(), ClusterId::new("c")));
     assert_eq!(reason(&empty), Reason::WorkloadUnknown);
+    empty.apply(vec![unreadable()]);
+    assert_eq!(reason(&empty), Reason::ResourceUnreadable);
 }
 
 #[test]
@@ -159,6 +169,8 @@ async fn missing_policies_and_a_missing_pod_cut_nothing() {
     view.apply(vec![web(&["not-there-yet"])]);
     admission.recheck();
     view.apply(vec![Update::RemoveAddress("c//Pod/shop/web".to_owned())]);
+    admission.recheck();
+    view.apply(vec![unreadable()]);
     admission.recheck();
     assert!(timeout(Duration::ZERO, open.revoked()).await.is_err());
 }
