@@ -15,6 +15,8 @@ use std::future::pending;
 use std::time::Duration;
 
 use ambit_core::names::PodUid;
+use ambit_net::admin::Readiness;
+use ambit_net::meters::Counter;
 use ambit_net::netns::NetnsError;
 use ambit_net::tasks::{Stop, Tasks};
 use tokio::sync::{mpsc, watch};
@@ -22,7 +24,6 @@ use tokio::time::{Instant, sleep_until};
 use tracing::{info, warn};
 
 use crate::handoff::{Announcement, Handoff};
-use crate::redirect::ruleset::Phase;
 use memory::{Memory, Record};
 use netns::Namespaces;
 use pod::{PodTask, Wish};
@@ -35,6 +36,8 @@ pub use tools::Settings;
 /// How long after the start the source must have been heard before pods that it does not name are let go. A file may be
 /// half written at the first look; it is read again within half a second.
 const RELEASE_GRACE: Duration = Duration::from_secs(2);
+/// What readiness calls the source of pods.
+const SOURCE: &str = "pods of this node";
 /// Pods that may have left and not been struck off yet: their tasks wait, nothing else does.
 const MOST_FINISHED: usize = 64;
 
@@ -42,6 +45,7 @@ const MOST_FINISHED: usize = 64;
 #[derive(Debug)]
 pub struct Agent {
     tools: Tools,
+    readiness: Readiness,
     pods: BTreeMap<PodUid, Pod>,
     tasks: Tasks,
     finished: (mpsc::Sender<PodUid>, mpsc::Receiver<PodUid>),
@@ -57,26 +61,39 @@ struct Pod {
     confirmed: bool,
 }
 
+/// What the agent works with.
+#[derive(Debug)]
+pub struct Means {
+    /// The way to ztunnel.
+    pub handoff: Handoff,
+    /// What outlives a restart.
+    pub memory: Memory,
+    /// How pods join and leave.
+    pub settings: Settings,
+    /// Counts the times that rules are written.
+    pub rules_written: Counter,
+    /// Blocked until the source has been heard.
+    pub readiness: Readiness,
+}
+
 impl Agent {
     /// Takes up what was captured before: the next ztunnel that connects will be told to keep it.
     ///
     /// # Errors
     /// When the own network namespace cannot be read.
-    pub fn new(
-        handoff: Handoff,
-        memory: Memory,
-        remembered: BTreeMap<PodUid, Record>,
-        settings: Settings,
-    ) -> Result<Self, NetnsError> {
+    pub fn new(means: Means, remembered: BTreeMap<PodUid, Record>) -> Result<Self, NetnsError> {
+        means.readiness.block(SOURCE);
         let tools = Tools {
-            handoff,
-            memory,
+            handoff: means.handoff,
+            memory: means.memory,
             namespaces: Namespaces::new()?,
             report: Report::default(),
-            settings,
+            settings: means.settings,
+            rules_written: means.rules_written,
         };
         let mut agent = Self {
             tools,
+            readiness: means.readiness,
             pods: BTreeMap::new(),
             tasks: Tasks::new("pods"),
             finished: mpsc::channel(MOST_FINISHED),
@@ -106,7 +123,10 @@ impl Agent {
             };
             tokio::select! {
                 () = stop.stopped() => return,
-                said = source.next() => self.said = Some(said),
+                said = source.next() => {
+                    self.said = Some(said);
+                    self.readiness.clear(SOURCE);
+                }
                 finished = self.finished.1.recv() => if let Some(uid) = finished {
                     self.strike(&uid);
                 },
@@ -154,15 +174,15 @@ impl Agent {
 
     /// A pod that was captured, or leaving, before the agent was restarted.
     fn take_up(&mut self, record: Record) {
-        info!(pod = %record.spec.pod.name, phase = ?record.phase, "a pod is taken up from before the restart");
+        info!(pod = %record.spec.pod.name, leaving = record.leaving, "a pod is taken up from before the restart");
         // Whoever connects before its namespace is open is told to keep it.
         drop(self.tools.handoff.announce(Announcement {
             pod: record.spec.pod.clone(),
             netns: None,
         }));
-        let wish = match record.phase {
-            Phase::Captured => Wish::Captured(record.spec.clone()),
-            Phase::Leaving => Wish::Left,
+        let wish = match record.leaving {
+            false => Wish::Captured(record.spec.clone()),
+            true => Wish::Left,
         };
         self.start(record.spec.pod.uid.clone(), wish, Some(record), false);
     }

@@ -8,19 +8,23 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ambit_net::admin::Readiness;
 use ambit_net::documents::{Directory, Limits};
 use ambit_net::handoff::{HandoffError, Listener};
+use ambit_net::meters::{AGENT_RULES_WRITTEN, Meters};
 use ambit_net::netns::{Netns, NetnsError};
 use ambit_net::tasks::Tasks;
+use ambit_net::telemetry::{Log, VERSION};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing::{error, info, warn};
 
-use crate::agent::Agent;
 use crate::agent::memory::{self, MemoryError, Opened, Record};
 use crate::agent::pods::Source;
 use crate::agent::pods::files::Files;
+use crate::agent::{Agent, Means};
 use crate::config::Config;
+use crate::endpoints::{self, EndpointError, Shown};
 use crate::handoff::Handoff;
 use crate::redirect::{self, RedirectError};
 use crate::with_causes;
@@ -46,6 +50,9 @@ pub enum AppError {
     /// This kernel cannot redirect, or does not let us.
     #[error(transparent)]
     Redirect(#[from] RedirectError),
+    /// An endpoint cannot be served.
+    #[error(transparent)]
+    Endpoint(#[from] EndpointError),
     /// Signals cannot be waited for.
     #[error("cannot wait for signals")]
     Signals(#[source] io::Error),
@@ -61,7 +68,7 @@ pub enum AppError {
 ///
 /// # Errors
 /// When it cannot start: then nothing has been touched.
-pub async fn run(config: Config) -> Result<(), AppError> {
+pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
     rehearse().await?;
     let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
@@ -71,33 +78,52 @@ pub async fn run(config: Config) -> Result<(), AppError> {
         writer,
     } = memory::open(&config.state_dir)?;
     let listener = bind(&config.handoff_socket)?;
-
-    let disk = Tasks::new("memory");
-    disk.spawn(writer.run());
-    let handoff = Handoff::default();
+    let (handoff, readiness) = (Handoff::default(), Readiness::new());
+    let meters = Meters::new("ambit-cni-agent", 0);
     // The agent announces what it remembers before the first ztunnel is let in.
-    let agent = Agent::new(handoff.clone(), memory, records, config.pods)?;
-    let links = Tasks::new("handoff");
+    let means = Means {
+        handoff: handoff.clone(),
+        memory,
+        settings: config.pods,
+        rules_written: meters.counter(&AGENT_RULES_WRITTEN, []),
+        readiness: readiness.clone(),
+    };
+    let agent = Agent::new(means, records)?;
+    let operators = Tasks::new("endpoints");
+    let shown = Shown {
+        meters,
+        readiness,
+        log,
+        pods: agent.report().watch(),
+        ztunnels: handoff.connected(),
+    };
+    endpoints::start(config.endpoints, shown, &operators)?;
+
+    let (disk, links, pods) = (
+        Tasks::new("memory"),
+        Tasks::new("handoff"),
+        Tasks::new("agent"),
+    );
+    disk.spawn(writer.run());
     links.spawn(handoff.run(listener, links.spawner()));
     let directory = Directory::new(&config.manifests, Limits::default());
     let source = Source::Files(Files::new(directory, Arc::clone(&config.node)));
-    let pods = Tasks::new("agent");
     pods.spawn(agent.run(source, pods.stop_signal()));
     info!(
+        version = VERSION,
         node = %config.node,
         manifests = %config.manifests.display(),
         socket = %config.handoff_socket.display(),
         "the node agent has started"
     );
-
     tokio::select! {
         _signal = terminate.recv() => {}
         _signal = interrupt.recv() => {}
     }
     info!("the node agent stops; captured pods stay captured");
-    links.drain(STOP_DEADLINE).await;
-    pods.drain(STOP_DEADLINE).await;
-    disk.drain(STOP_DEADLINE).await;
+    for tasks in [&operators, &links, &pods, &disk] {
+        tasks.drain(STOP_DEADLINE).await;
+    }
     Ok(())
 }
 
@@ -119,8 +145,8 @@ pub async fn release_all(config: Config) -> Result<(), AppError> {
     let directory = Directory::new(&config.manifests, Limits::default());
     let said = Files::new(directory, config.node).next().await;
     for (uid, spec) in said.enrolled {
-        let phase = redirect::ruleset::Phase::Captured;
-        remembered.entry(uid).or_insert(Record { spec, phase });
+        let leaving = false;
+        remembered.entry(uid).or_insert(Record { spec, leaving });
     }
     let mut failed = 0;
     for record in remembered.values() {

@@ -11,8 +11,12 @@ use ambit_net::env::EnvReader;
 use ambit_net::telemetry::LogSettings;
 
 use crate::agent::Settings;
+use crate::endpoints::Addresses;
 use crate::redirect::ruleset::Probes;
 
+/// Ports of the agent in the node's namespace: behind those of ztunnel (15020, 15021) and used by nothing of Istio's.
+const ADMIN: u16 = 15022;
+const METRICS: u16 = 15023;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// All settings of the agent.
@@ -28,6 +32,8 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How pods join and leave.
     pub pods: Settings,
+    /// Where operators ask.
+    pub endpoints: Addresses,
     /// How the agent logs.
     pub log: LogSettings,
 }
@@ -84,9 +90,34 @@ impl Config {
                 leave_timeout,
                 verify_interval,
             },
+            endpoints: endpoints(env),
             log: LogSettings::read(env),
         }
     }
+}
+
+/// The settings as a Markdown table, for docs/config.md.
+pub fn table() -> String {
+    let mut env = EnvReader::default();
+    // Without any variable the required ones are missing; the table is complete all the same.
+    drop(Config::read(&mut env));
+    env.table()
+}
+
+fn endpoints(env: &mut EnvReader) -> Addresses {
+    let admin = env
+        .setting(
+            "AMBIT_ADMIN_ADDR",
+            "The pods and their states (/pods), and the log's filter (/logging); it asks for no password, so keep it local.",
+        )
+        .socket_addr((Ipv4Addr::LOCALHOST, ADMIN).into());
+    let metrics = env
+        .setting(
+            "AMBIT_METRICS_ADDR",
+            "Prometheus metrics (/metrics) and readiness (/healthz/ready).",
+        )
+        .socket_addr((Ipv6Addr::UNSPECIFIED, METRICS).into());
+    Addresses { admin, metrics }
 }
 
 /// Without Kubernetes nobody probes pods from an address of its own, and an address that nothing uses should open no way

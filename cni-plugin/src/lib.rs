@@ -8,6 +8,7 @@ use std::error::Error;
 pub mod redirect;
 pub mod handoff;
 pub mod agent;
+pub mod endpoints;
 pub mod config;
 pub mod app;
 

@@ -128,7 +128,7 @@ pub fn rehearse() -> Result<Option<Feature>, RedirectError> {
         bypass_inbound: false,
         virtual_interfaces: Vec::new(),
     };
-    for phase in [Phase::Captured, Phase::Leaving] {
+    for phase in [Phase::Joining, Phase::Captured, Phase::Leaving] {
         apply(&pod, phase)?;
         if !verify(&pod, phase)? {
             return Err(RedirectError::Disputed);

@@ -89,6 +89,9 @@ metrics! {
     CounterOf Counter CALLS_REFUSED "ambit_calls_refused_total" ["service", "code"] "controller" "gRPC calls refused, by service (`any` before it is known) and status.";
     CounterOf Counter CERTIFICATES_SIGNED "ambit_certificates_signed_total" [] "controller" "Certificates signed for workloads.";
     GaugeOf Gauge SOURCE_PROBLEMS "ambit_source_problems" [] "controller" "What is wrong in the sources now; `ambit status` names each.";
+    GaugeOf Gauge AGENT_PODS "ambit_agent_pods" ["state"] "ambit-cni-agent" "Pods by state: `captured`; `leaving`; `held`, whose rules wait for ztunnel; `waiting`, whose rules are not there. The log says why.";
+    GaugeOf Gauge AGENT_ZTUNNELS "ztunnel_connected" [] "ambit-cni-agent" "Connected ztunnels.";
+    CounterOf Counter AGENT_RULES_WRITTEN "ambit_agent_rules_written_total" [] "ambit-cni-agent" "Times that rules were written into a pod. Rises when pods join and leave, and otherwise when another program changes them.";
     CounterOf Counter METRIC_SERIES_LIMITED "ambit_metric_series_limited_total" [] "all" "Look-ups that got `unknown` labels because too many series exist.";
 }
 

@@ -17,7 +17,7 @@ use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
 use super::pods::{Options, Spec};
-use crate::redirect::ruleset::{InterfaceName, Phase};
+use crate::redirect::ruleset::InterfaceName;
 
 /// Name of the file in the state directory.
 const FILE: &str = "pods.json";
@@ -34,8 +34,8 @@ const MOST_CHANGES: usize = 256;
 pub struct Record {
     /// The pod.
     pub spec: Spec,
-    /// The form of its rules.
-    pub phase: Phase,
+    /// It leaves: its rules capture no new connections any more.
+    pub leaving: bool,
 }
 
 /// Why the file cannot be used.
@@ -153,7 +153,7 @@ fn lock(dir: &Path) -> Result<File, MemoryError> {
 }
 
 impl Memory {
-    /// Remembers a pod, or its new phase.
+    /// Remembers a pod, or that it leaves.
     ///
     /// # Errors
     /// When it is not on disk; the next change tries again.
@@ -273,13 +273,13 @@ struct Line {
 fn print(records: &BTreeMap<PodUid, Record>) -> String {
     let pods = records
         .values()
-        .map(|Record { spec, phase }| Line {
+        .map(|Record { spec, leaving }| Line {
             uid: spec.pod.uid.to_string(),
             namespace: spec.pod.name.namespace.to_string(),
             name: spec.pod.name.name.to_string(),
             service_account: spec.pod.service_account.to_string(),
             netns: spec.netns.clone(),
-            leaving: *phase == Phase::Leaving,
+            leaving: *leaving,
             bypass_inbound: spec.options.bypass_inbound,
             virtual_interfaces: spec
                 .options
@@ -332,12 +332,8 @@ fn parse(path: &Path, text: &str) -> Result<BTreeMap<PodUid, Record>, MemoryErro
                     virtual_interfaces,
                 },
             };
-            let phase = if line.leaving {
-                Phase::Leaving
-            } else {
-                Phase::Captured
-            };
-            Ok((uid, Record { spec, phase }))
+            let leaving = line.leaving;
+            Ok((uid, Record { spec, leaving }))
         })
         .collect()
 }

@@ -21,7 +21,7 @@ use super::netns::Held;
 use super::pods::Spec;
 use super::report::Stand;
 use super::tools::{StepError, Tools};
-use crate::handoff::Serving;
+use crate::handoff::{ANSWER_DEADLINE, Serving};
 use crate::redirect::Applied;
 use crate::redirect::ruleset::Phase;
 use crate::with_causes;
@@ -142,7 +142,7 @@ impl PodTask {
     }
 
     /// Conductor: namespace, memory, rules, handoff. The rules come before ztunnel, so that nothing is announced that is
-    /// not captured. A step that fails undoes what it made itself; what the steps before it made stays and is found again.
+    /// not captured; until ztunnel listens, they let new connections wait, so that a running pod sees none refused. A step that fails undoes what it made itself; what the steps before it made stays and is found again.
     async fn add_pod(&mut self, spec: &Spec) -> Result<Capture, StepError> {
         self.clear_former_namespace(spec).await;
         let held = match self.open(spec).await {
@@ -152,13 +152,29 @@ impl PodTask {
             }
             other => other?,
         };
-        self.remember(spec, Phase::Captured).await;
-        let applied = self.tools.apply(&held, spec, Phase::Captured).await?;
-        if applied == Applied::Written {
-            info!(pod = %spec.pod.name, "the redirection has been written");
+        self.remember(spec, false).await;
+        let fresh = self.tools.is_clear(&held).await?;
+        if fresh {
+            self.tools.apply(&held, spec, Phase::Joining).await?;
         }
-        let serving = self.tools.announce(spec, &held);
+        let mut serving = self.tools.announce(spec, &held);
+        if fresh {
+            self.first_answer(&mut serving).await;
+        }
+        if self.tools.apply(&held, spec, Phase::Captured).await? == Applied::Written {
+            info!(pod = %spec.pod.name, fresh, "the redirection has been written");
+        }
         Ok(Capture { held, serving })
+    }
+
+    /// Waits until ztunnel has said whether it serves the pod, as long as an answer may take.
+    async fn first_answer(&mut self, serving: &mut watch::Receiver<Serving>) {
+        let answer = serving.wait_for(|serving| *serving != Serving::Waiting);
+        tokio::select! {
+            _changed = self.wish.changed() => self.wish.mark_changed(),
+            _answered = answer => {}
+            () = sleep(ANSWER_DEADLINE) => {}
+        }
     }
 
     /// Reports what becomes of a joined pod. Returns when the wish changes, and when the steps of joining have to be done
@@ -229,7 +245,7 @@ impl PodTask {
             other => other?,
         };
         if !self.tools.is_clear(&held).await? {
-            self.remember(spec, Phase::Leaving).await;
+            self.remember(spec, true).await;
             // Until the end a ztunnel that connects anew is to serve what is captured.
             drop(self.tools.announce(spec, &held));
             self.tools.apply(&held, spec, Phase::Leaving).await?;
@@ -313,10 +329,10 @@ impl PodTask {
 
     /// Notes in the memory that rules are about to be in the namespace. Capture does not wait for a working disk: rules
     /// that nobody remembers refuse traffic, rules that are not there let it through.
-    async fn remember(&mut self, spec: &Spec, phase: Phase) {
+    async fn remember(&mut self, spec: &Spec, leaving: bool) {
         let record = Record {
             spec: spec.clone(),
-            phase,
+            leaving,
         };
         if self.remembered.as_ref() == Some(&record) {
             return;

@@ -24,6 +24,9 @@ pub enum Stand {
 }
 
 impl Stand {
+    /// All words for states.
+    pub const WORDS: [&'static str; 4] = ["waiting", "held", "captured", "leaving"];
+
     /// The word for it in logs and metrics.
     pub const fn word(&self) -> &'static str {
         match self {
@@ -61,34 +64,39 @@ pub struct PodReport {
     pub stand: Stand,
 }
 
-/// All pods that the agent deals with. Cheap to clone; all clones are one.
+/// All pods that the agent deals with.
+pub type Pods = BTreeMap<PodUid, PodReport>;
+
+/// Takes what the pod tasks say. Cheap to clone; all clones are one.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    pods: Arc<watch::Sender<BTreeMap<PodUid, PodReport>>>,
+    pods: Arc<watch::Sender<Pods>>,
 }
 
 impl Report {
-    /// Notes where a pod stands.
+    /// Notes where a pod stands; logs it when that is news.
     pub fn note(&self, uid: &PodUid, name: &NamespacedName, stand: Stand) {
-        let (name, now) = (name.clone(), stand.clone());
-        let changed = self.pods.send_if_modified(|pods| {
-            let fresh = PodReport { name, stand };
-            let same = pods.get(uid) == Some(&fresh);
-            if !same {
-                pods.insert(uid.clone(), fresh);
+        let fresh = PodReport {
+            name: name.clone(),
+            stand,
+        };
+        let news = self.pods.send_if_modified(|pods| {
+            let news = pods.get(uid) != Some(&fresh);
+            if news {
+                pods.insert(uid.clone(), fresh.clone());
             }
-            !same
+            news
         });
-        if !changed {
+        if !news {
             return;
         }
-        let pod = self.pods.borrow().get(uid).map(|pod| pod.name.to_string());
-        match &now {
+        let (pod, state) = (name.to_string(), fresh.stand.word());
+        match fresh.stand {
             Stand::Waiting(why) | Stand::Held(why) => {
-                warn!(pod, state = now.word(), %why, "the pod is not captured");
+                warn!(pod, state, %why, "the pod is not captured");
             }
-            Stand::Captured => info!(pod, state = now.word(), "the pod is captured"),
-            Stand::Leaving => info!(pod, state = now.word(), "the pod leaves the mesh"),
+            Stand::Captured => info!(pod, state, "the pod is captured"),
+            Stand::Leaving => info!(pod, state, "the pod leaves the mesh"),
         }
     }
 
@@ -104,7 +112,7 @@ impl Report {
     }
 
     /// The pods now, and every change.
-    pub fn watch(&self) -> watch::Receiver<BTreeMap<PodUid, PodReport>> {
+    pub fn watch(&self) -> watch::Receiver<Pods> {
         self.pods.subscribe()
     }
 }

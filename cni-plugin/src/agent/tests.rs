@@ -19,13 +19,13 @@ fn spec(name: &str) -> Spec {
     }
 }
 
-/// An agent that remembers these pods.
-fn agent(remembered: &[(&str, Phase)]) -> Agent {
+/// An agent that remembers these pods, and whether they leave.
+fn agent(remembered: &[(&str, bool)]) -> Agent {
     let thread = std::thread::current().id();
     let dir = std::env::temp_dir().join(format!("ambit-agent-{}-{thread:?}", std::process::id()));
-    let records = remembered.iter().map(|(name, phase)| {
-        let (spec, phase) = (spec(name), *phase);
-        (spec.pod.uid.clone(), Record { spec, phase })
+    let records = remembered.iter().map(|(name, leaving)| {
+        let (spec, leaving) = (spec(name), *leaving);
+        (spec.pod.uid.clone(), Record { spec, leaving })
     });
     let settings = Settings {
         probes: Probes::default(),
@@ -34,7 +34,14 @@ fn agent(remembered: &[(&str, Phase)]) -> Agent {
     };
     let memory = memory::open(&dir).unwrap().memory;
     std::fs::remove_dir_all(&dir).unwrap();
-    Agent::new(Handoff::default(), memory, records.collect(), settings).unwrap()
+    let means = Means {
+        handoff: Handoff::default(),
+        memory,
+        settings,
+        rules_written: Counter::default(),
+        readiness: Readiness::new(),
+    };
+    Agent::new(means, records.collect()).unwrap()
 }
 
 fn says(agent: &mut Agent, enrolled: &[&str], others: &[&str], whole: bool) {
@@ -69,11 +76,7 @@ async fn pods_join_and_leave_as_the_source_says() {
 
 #[tokio::test(start_paused = true)]
 async fn remembered_pods_stay_until_the_source_is_certain() {
-    let mut agent = agent(&[
-        ("a", Phase::Captured),
-        ("b", Phase::Captured),
-        ("c", Phase::Leaving),
-    ]);
+    let mut agent = agent(&[("a", false), ("b", false), ("c", true)]);
     assert_eq!(wishes(&agent), [("a", true), ("b", true), ("c", false)]);
     // At the first look a file may be half written.
     says(&mut agent, &[], &["a"], true);
@@ -109,28 +112,4 @@ async fn a_pod_that_left_is_struck_unless_it_is_wanted_again() {
     agent.strike(&PodUid::new("b"));
     agent.strike(&PodUid::new("never"));
     assert_eq!(wishes(&agent), [("b", true)]);
-}
-
-#[tokio::test(start_paused = true)]
-async fn what_is_remembered_is_announced_before_anything_is_read() {
-    let agent = agent(&[("a", Phase::Captured), ("b", Phase::Leaving)]);
-    let links = Tasks::new("links");
-    let (ztunnel, theirs) = ambit_net::handoff::Connection::pair().unwrap();
-    agent.tools.handoff.welcome(theirs, &links.spawner());
-    ztunnel
-        .send(&ambit_net::wire::handoff::hello(), None)
-        .await
-        .unwrap();
-    for name in ["a", "b"] {
-        let packet = ztunnel.recv().await.unwrap().unwrap();
-        let (request, _) = ambit_net::wire::handoff::Request::decode(packet).unwrap();
-        assert_eq!(
-            request,
-            ambit_net::wire::handoff::Request::Keep(PodUid::new(name))
-        );
-        ztunnel
-            .send(&ambit_net::wire::handoff::ack(Ok(())), None)
-            .await
-            .unwrap();
-    }
 }

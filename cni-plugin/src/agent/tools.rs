@@ -7,6 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use ambit_core::names::PodUid;
+use ambit_net::meters::Counter;
 use ambit_net::netns::NetnsError;
 use thiserror::Error;
 use tokio::sync::watch;
@@ -39,6 +40,7 @@ pub(super) struct Tools {
     pub(super) namespaces: Namespaces,
     pub(super) report: Report,
     pub(super) settings: Settings,
+    pub(super) rules_written: Counter,
 }
 
 /// Why a step failed; it is tried again.
@@ -91,7 +93,11 @@ impl Tools {
             };
             redirect::apply(&pod, phase)
         });
-        Ok(applied.await??)
+        let applied = applied.await??;
+        if applied == Applied::Written {
+            self.rules_written.increment();
+        }
+        Ok(applied)
     }
 
     /// Takes the rules out of the namespace.

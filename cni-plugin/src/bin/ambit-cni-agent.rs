@@ -1,6 +1,7 @@
 //! The node agent's program: arguments, settings, log, exit code. Everything else is in `cni_plugin::app`.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use ambit_net::env::EnvReader;
 use ambit_net::telemetry::{Log, VERSION};
@@ -48,7 +49,7 @@ fn start(task: Task) -> ExitCode {
         return ExitCode::from(MISUSE);
     }
     let log = match Log::start(&config.log) {
-        Ok(log) => log,
+        Ok(log) => Arc::new(log),
         Err(error) => {
             eprintln!("{error}");
             return ExitCode::from(MISUSE);
@@ -65,7 +66,7 @@ fn start(task: Task) -> ExitCode {
             runtime
                 .block_on(async {
                     match task {
-                        Task::Run => app::run(config).await,
+                        Task::Run => app::run(config, Arc::clone(&log)).await,
                         Task::ReleaseAll => app::release_all(config).await,
                     }
                 })

@@ -84,9 +84,12 @@ pub struct PodNet {
     pub virtual_interfaces: Vec<InterfaceName>,
 }
 
-/// Which of the two forms a pod's rules have.
+/// Which form a pod's rules have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Phase {
+    /// New connections wait: their SYN is dropped, and the kernel that sent it tries again after a second. For the moment
+    /// until ztunnel listens; a redirect would refuse them.
+    Joining,
     /// New connections are redirected.
     Captured,
     /// New connections pass; those that were redirected before go on until they end.
@@ -206,6 +209,8 @@ pub enum Action {
     Accept,
     /// Ends the evaluation of this chain.
     Return,
+    /// Loses the packet.
+    Drop,
     /// Sends the connection to this port of the namespace itself.
     Redirect(u16),
     /// Writes the connection's mark under [`ports::MARK_MASK`].
@@ -220,7 +225,14 @@ pub fn for_pod(pod: &PodNet, phase: Phase) -> Ruleset {
         tables: vec![
             mangle(),
             match phase {
-                Phase::Captured => nat(prerouting(pod), output(pod)),
+                Phase::Joining => nat(
+                    prerouting(pod, |_port| Action::Drop),
+                    output(pod, |_port| Action::Drop),
+                ),
+                Phase::Captured => nat(
+                    prerouting(pod, Action::Redirect),
+                    output(pod, Action::Redirect),
+                ),
                 // A rule that asks for the connection's state keeps connection tracking, and with it the address
                 // translation of what is open, alive. Without any such rule the kernel lets go and resets it. The
                 // marks hold it as well, but what is open must not hang on another table.
@@ -263,13 +275,13 @@ fn nat(prerouting: Vec<Rule>, output: Vec<Rule>) -> Table {
 /// Inbound: everything but HBONE, ztunnel's own and the node's probes. Istio excludes the address of localhost; here it
 /// is the interface, which is the same for every packet that the kernel lets through, and stricter if it is told to
 /// route foreign packets to 127.0.0.1 (`route_localnet`).
-fn prerouting(pod: &PodNet) -> Vec<Rule> {
+fn prerouting(pod: &PodNet, capture: fn(u16) -> Action) -> Vec<Rule> {
     let mut rules = Vec::new();
     for interface in &pod.virtual_interfaces {
         let arrives = || Condition::Arrives(interface.clone());
         rules.push(rule(
             [arrives(), Condition::TcpSyn],
-            Action::Redirect(ports::OUTBOUND),
+            capture(ports::OUTBOUND),
         ));
         rules.push(rule([arrives(), Condition::Tcp], Action::Return));
     }
@@ -287,13 +299,13 @@ fn prerouting(pod: &PodNet) -> Vec<Rule> {
             Condition::TcpPortIsNot(ports::INBOUND_HBONE),
             Condition::TcpSyn,
         ],
-        Action::Redirect(ports::INBOUND_PLAINTEXT),
+        capture(ports::INBOUND_PLAINTEXT),
     ));
     rules
 }
 
 /// Outbound: everything but ztunnel's own, what stays in the pod (all of that leaves over loopback) and probe replies.
-fn output(pod: &PodNet) -> Vec<Rule> {
+fn output(pod: &PodNet, capture: fn(u16) -> Action) -> Vec<Rule> {
     let mut rules: Vec<Rule> = probe_addresses(pod)
         .map(|probe| {
             rule(
@@ -309,7 +321,7 @@ fn output(pod: &PodNet) -> Vec<Rule> {
     rules.push(rule([Condition::LeavesOnLoopback], Action::Accept));
     rules.push(rule(
         [Condition::MarkIsNot(ports::PROXY_MARK), Condition::TcpSyn],
-        Action::Redirect(ports::OUTBOUND),
+        capture(ports::OUTBOUND),
     ));
     rules
 }

@@ -1,13 +1,15 @@
 //! The node agent as a program: it joins and leaves running pods without cutting anything, also over its own end, and with
 //! a ztunnel that is not there, fails, or comes and goes. The ztunnel is a stand-in.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use cni_plugin::redirect;
 use tests::app::{Manner, Server};
 use tests::command::run_in;
-use tests::failure::{Context as _, Outcome, ensure, ensure_eq};
+use tests::failure::{Context as _, Failure, Outcome, ensure, ensure_eq};
 use tests::inside::{self, inside};
 use tests::manifests::{Manifests, PodDocument, namespace};
 use tests::netns::{Site, World};
@@ -24,6 +26,10 @@ pub(crate) const CLAIMS: &[Claim] = &[
     (
         "running_pods_join_and_leave_without_a_cut",
         running_pods_join_and_leave_without_a_cut,
+    ),
+    (
+        "no_connection_is_refused_on_the_way",
+        no_connection_is_refused_on_the_way,
     ),
     (
         "connections_of_a_leaving_pod_have_their_time",
@@ -144,8 +150,8 @@ impl Scene {
         ensure_eq(route.as_str(), "", "routing rules in the pod")
     }
 
-    fn shows(&self, cause: tests::failure::Failure) -> tests::failure::Failure {
-        tests::failure::Failure::new(format!("{cause}\n--- agent\n{}", self.agent.log()))
+    fn shows(&self, cause: Failure) -> Failure {
+        Failure::new(format!("{cause}\n--- agent\n{}", self.agent.log()))
     }
 }
 
@@ -225,6 +231,55 @@ fn running_pods_join_and_leave_without_a_cut() -> Outcome {
     poll::until_ok(SOON, || scene.is_free())?;
     say(&mut before, "left")?;
     say(&mut after, "left")
+}
+
+fn no_connection_is_refused_on_the_way() -> Outcome {
+    let mut scene = Scene::new("way")?;
+    let ztunnel = scene.ztunnel()?;
+    ztunnel.wait_for(0, "snapshot")?;
+    let (pod, neighbour) = (scene.pod.clone(), scene.neighbour.clone());
+    let (inward, outward) = (scene.pod_echo.v4(), scene.neighbour_echo.v4());
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let load = |from: Site, to: SocketAddr| {
+            let over = &over;
+            scope.spawn(move || {
+                let mut opened = 0_usize;
+                while !over.load(Ordering::SeqCst) {
+                    Talk::start(&from, to).context(format_args!("connection {opened} to {to}"))?;
+                    opened += 1;
+                }
+                Ok::<_, Failure>(opened)
+            })
+        };
+        let loads = [load(pod, outward), load(neighbour, inward)];
+        let lived = join_and_leave_under_load(&mut scene, &ztunnel);
+        over.store(true, Ordering::SeqCst);
+        for load in loads {
+            let opened = load
+                .join()
+                .unwrap_or_else(|_panic| Err(Failure::new("panicked")))?;
+            ensure(
+                opened > 20,
+                format_args!("only {opened} connections were tried"),
+            )?;
+        }
+        lived.map_err(|cause| scene.shows(cause))
+    })
+}
+
+fn join_and_leave_under_load(scene: &mut Scene, ztunnel: &Ztunnel) -> Outcome {
+    scene.join(true)?;
+    scene.captured()?;
+    poll::until_ok(SOON, || {
+        let (outbound, inbound) = ztunnel.taken(POD);
+        ensure(
+            outbound > 0 && inbound > 0,
+            format_args!("captured: {outbound}, {inbound}"),
+        )
+    })?;
+    scene.join(false)?;
+    poll::until_ok(SOON, || scene.is_free())
 }
 
 fn connections_of_a_leaving_pod_have_their_time() -> Outcome {

@@ -5,6 +5,7 @@ use std::io::{Read as _, Write as _};
 use std::net::IpAddr;
 use std::path::Path;
 use std::process::Stdio;
+use std::time::Duration;
 
 use cni_plugin::redirect::ruleset::{Families, InterfaceName, Phase, PodNet, Probes, for_pod};
 use cni_plugin::redirect::{self, Applied, RedirectError};
@@ -36,6 +37,10 @@ pub(crate) const CLAIMS: &[Claim] = &[
     (
         "joining_and_leaving_cut_nothing",
         joining_and_leaving_cut_nothing,
+    ),
+    (
+        "new_connections_wait_while_a_pod_joins",
+        new_connections_wait_while_a_pod_joins,
     ),
     (
         "joining_spares_connections_whose_peer_speaks_first",
@@ -124,7 +129,7 @@ fn kernel_holds_exactly_the_printed_rules() -> Outcome {
     let ours = world.add_pod(0, "ours")?.netns;
     let theirs = world.add_pod(0, "theirs")?.netns;
     for pod in kinds_of_pods() {
-        for phase in [Phase::Captured, Phase::Leaving] {
+        for phase in [Phase::Joining, Phase::Captured, Phase::Leaving] {
             let what = format!("{pod:?} {phase:?}");
             apply(&ours, &pod, phase)?;
             run_in(&theirs, "nft", ["flush", "ruleset"])?;
@@ -303,6 +308,37 @@ fn joining_and_leaving_cut_nothing() -> Outcome {
     ensure_eq(scene.taken(), (4, 4), "captured again")
 }
 
+fn new_connections_wait_while_a_pod_joins() -> Outcome {
+    let scene = Scene::new("wait")?;
+    let netns = &scene.pod.netns;
+    let mut before = scene.talk()?;
+    apply(netns, &pod_net(), Phase::Joining)?;
+    let begun = poll::now();
+    let (opened, talked) = std::thread::scope(|scope| {
+        let opened = scope.spawn(|| scene.talk());
+        // Neither refused nor let through, for a while that is long for a handshake on one machine.
+        let talked = poll::stays(Duration::from_millis(300), || {
+            say(&mut before, "joining")?;
+            ensure(!opened.is_finished(), "a new connection did not wait")
+        });
+        apply(netns, &pod_net(), Phase::Captured)?;
+        let opened = opened
+            .join()
+            .unwrap_or_else(|_panic| Err(Failure::new("panicked")));
+        Ok::<_, Failure>((opened, talked))
+    })?;
+    talked?;
+    say(
+        &mut opened.context("opened while the pod joined")?,
+        "joined",
+    )?;
+    ensure_eq(scene.taken(), (2, 2), "all of them were captured")?;
+    ensure(
+        begun.elapsed() < Duration::from_secs(10),
+        "they waited too long",
+    )
+}
+
 fn joining_spares_connections_whose_peer_speaks_first() -> Outcome {
     let scene = Scene::new("first")?;
     // Connections that the pod opened and accepted by hand, so that either side can speak first after the join.
@@ -421,7 +457,7 @@ fn removing_leaves_nothing_behind() -> Outcome {
         redirect::remove().context("remove what is not there")
     })?;
     ensure_eq(state(netns)?, before.clone(), "after removing nothing")?;
-    for phase in [Phase::Captured, Phase::Leaving] {
+    for phase in [Phase::Joining, Phase::Captured, Phase::Leaving] {
         apply(netns, &pod_net(), phase)?;
         ensure(state(netns)? != before, "nothing was made")?;
         inside(netns, || redirect::remove().context("remove"))?;

@@ -207,7 +207,7 @@ impl Ztunnel {
         })
     }
 
-    /// Connections that it took in a pod.
+    /// Connections that it took in a pod that it serves.
     pub(crate) fn taken(&self, uid: &str) -> (usize, usize) {
         let pods = lock(&self.seen.pods);
         let pod = pods.get(&PodUid::new(uid));

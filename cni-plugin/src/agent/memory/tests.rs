@@ -21,7 +21,7 @@ impl Drop for Dir {
     }
 }
 
-fn record(name: &str, phase: Phase) -> Record {
+fn record(name: &str, leaving: bool) -> Record {
     let interfaces = InterfaceName::new("vnet0");
     Record {
         spec: Spec {
@@ -36,7 +36,7 @@ fn record(name: &str, phase: Phase) -> Record {
                 virtual_interfaces: interfaces.into_iter().collect(),
             },
         },
-        phase,
+        leaving,
     }
 }
 
@@ -50,12 +50,12 @@ async fn with_memory(dir: &Path, work: impl AsyncFnOnce(Memory)) -> BTreeMap<Pod
 #[tokio::test]
 async fn what_is_remembered_is_there_after_a_restart() {
     let dir = Dir::new("restart");
-    let (a, b) = (record("a", Phase::Captured), record("b", Phase::Leaving));
+    let (a, b) = (record("a", false), record("b", true));
     with_memory(&dir.0, async |memory| {
         memory.remember(a.clone()).await.unwrap();
-        memory.remember(record("b", Phase::Captured)).await.unwrap();
+        memory.remember(record("b", false)).await.unwrap();
         memory.remember(b.clone()).await.unwrap();
-        memory.remember(record("c", Phase::Captured)).await.unwrap();
+        memory.remember(record("c", false)).await.unwrap();
         memory.forget(&PodUid::new("uid-c")).await.unwrap();
         memory.forget(&PodUid::new("uid-never")).await.unwrap();
     })
@@ -68,7 +68,7 @@ async fn what_is_remembered_is_there_after_a_restart() {
 async fn an_answer_means_that_it_is_on_disk() {
     let dir = Dir::new("disk");
     with_memory(&dir.0, async |memory| {
-        memory.remember(record("a", Phase::Captured)).await.unwrap();
+        memory.remember(record("a", false)).await.unwrap();
         let file = dir.0.join(FILE);
         assert!(fs::read_to_string(&file).unwrap().contains("uid-a"));
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
@@ -86,10 +86,7 @@ async fn changes_at_one_time_are_all_written() {
         for name in names {
             let memory = memory.clone();
             tasks.spawn(async move {
-                memory
-                    .remember(record(&name, Phase::Captured))
-                    .await
-                    .unwrap();
+                memory.remember(record(&name, false)).await.unwrap();
             });
         }
         drop(memory);
@@ -108,13 +105,10 @@ async fn a_full_disk_is_told_and_tried_again() {
         // A directory in the place of the new file fails every write, also for root.
         let obstacle = dir.0.join("pods.new");
         fs::create_dir(&obstacle).unwrap();
-        let error = memory
-            .remember(record("a", Phase::Captured))
-            .await
-            .unwrap_err();
+        let error = memory.remember(record("a", false)).await.unwrap_err();
         assert!(error.to_string().contains("AMBIT_STATE_DIR"), "{error}");
         fs::remove_dir(&obstacle).unwrap();
-        memory.remember(record("b", Phase::Captured)).await.unwrap();
+        memory.remember(record("b", false)).await.unwrap();
     })
     .await;
     let found = with_memory(&dir.0, async |_memory| ()).await;
@@ -136,7 +130,7 @@ fn damaged_files_are_refused_by_name() {
     fs::create_dir_all(&dir.0).unwrap();
     let good = print(&BTreeMap::from([(
         PodUid::new("uid-a"),
-        record("a", Phase::Captured),
+        record("a", false),
     )]));
     let mut bad = vec![
         String::new(),

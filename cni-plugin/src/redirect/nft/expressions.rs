@@ -39,7 +39,8 @@ const TRANSPORT_HEADER: u32 = 2;
 const MASK_XOR: u32 = 0;
 /// Bit of an established connection in `ct state` (`NF_CT_STATE_BIT(IP_CT_ESTABLISHED)`).
 const CT_ESTABLISHED: u32 = 2;
-/// Verdict `NF_ACCEPT`.
+/// Verdicts `NF_DROP` and `NF_ACCEPT`.
+const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
 /// `NF_NAT_RANGE_PROTO_SPECIFIED`: the redirection says the port.
 const PORT_GIVEN: u32 = 2;
@@ -109,6 +110,7 @@ fn condition(condition: &Condition) -> Vec<Expressions> {
 fn action(action: Action) -> Vec<Expressions> {
     match action {
         Action::Accept => vec![verdict(Verdict::Other(ACCEPT))],
+        Action::Drop => vec![verdict(Verdict::Other(DROP))],
         Action::Return => vec![verdict(Verdict::Return)],
         Action::Redirect(port) => vec![
             Expressions::Immediate(vec![

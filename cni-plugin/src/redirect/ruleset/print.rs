@@ -70,6 +70,7 @@ impl fmt::Display for Action {
         let others = !ports::MARK_MASK;
         match self {
             Self::Accept => write!(f, "accept"),
+            Self::Drop => write!(f, "drop"),
             Self::Return => write!(f, "return"),
             Self::Redirect(port) => write!(f, "redirect to :{port}"),
             Self::SetConnMark(mark) => {

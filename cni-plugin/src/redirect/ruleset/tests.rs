@@ -75,6 +75,11 @@ fn machines_behind_the_pod_count_as_outbound() {
 }
 
 #[test]
+fn joining_pod_lets_new_connections_wait() {
+    is_golden("joining", &pod(), Phase::Joining);
+}
+
+#[test]
 fn leaving_pod_redirects_nothing_and_holds_connection_tracking() {
     is_golden("leaving", &pod(), Phase::Leaving);
     let bypass = PodNet {
