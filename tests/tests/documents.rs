@@ -20,6 +20,7 @@ fn documents_are_fresh() {
         ("docs/architecture.md", crate_table()),
         ("docs/reasons.md", reason_table()),
         ("docs/metrics.md", ambit_net::meters::table()),
+        ("docs/config.md", settings()),
     ];
     let update = std::env::var_os("UPDATE_DOCS").is_some();
     for (page, printed) in pages {
@@ -71,6 +72,17 @@ fn replace_printed(page: &str, old: &str, printed: &str) -> String {
         .split_once(END)
         .unwrap_or_else(|| panic!("{page} has no line `{END}`"));
     format!("{head}{BEGIN}\n\n{}\n\n{END}{tail}", printed.trim())
+}
+
+/// The settings of each program, under its name.
+fn settings() -> String {
+    let programs = [
+        ("controller", controller::config::table()),
+        ("ambit-cni-agent", cni_plugin::config::table()),
+        ("ztunnel", ztunnel::config::table()),
+    ];
+    let section = |(program, table): &(&str, String)| format!("## {program}\n\n{}", table.trim());
+    programs.iter().map(section).collect::<Vec<_>>().join("\n\n")
 }
 
 fn crate_table() -> String {
