@@ -8,7 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use ambit_core::names::Text;
 use ambit_net::admin::{self, Readiness};
@@ -19,7 +19,7 @@ use ambit_net::proto::ca::istio_certificate_service_server::IstioCertificateServ
 use ambit_net::proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use ambit_net::proto::node::node_service_server::NodeServiceServer;
 use ambit_net::sockopt::{self, ListenerOptions, SocketError};
-use ambit_net::tasks::{Stop, Tasks};
+use ambit_net::tasks::Tasks;
 use ambit_net::telemetry::VERSION;
 use thiserror::Error;
 use tokio::net::TcpListener;
@@ -56,7 +56,7 @@ const STREAMS_PER_CONNECTION: usize = 2;
 /// Series of traffic in the metrics; the controller carries none.
 const NO_TRAFFIC: usize = 1;
 /// How long the tasks that wait for nobody may take to end.
-const CONTROL_DEADLINE: std::time::Duration = std::time::Duration::from_secs(1);
+const CONTROL_DEADLINE: Duration = Duration::from_secs(1);
 
 /// What readiness calls the first reading of the sources.
 const SOURCES: &str = "sources";
@@ -120,8 +120,11 @@ pub enum AppError {
 pub fn run(config: &Config) -> Result<(), AppError> {
     info!(version = VERSION, trust_domain = %config.mesh.trust_domain, "starting");
     let runtime = Builder::new_current_thread().enable_all().build()?;
-    // Held until the end: what it listens on is bound before anything is promised.
-    runtime.block_on(async { App::new(config)?.run(config).await })
+    runtime.block_on(async {
+        let running = App::new(config)?.start(config);
+        running.until_told(config.termination).await;
+        Ok(())
+    })
 }
 
 /// What was read and bound before anything is served.
@@ -185,68 +188,91 @@ impl App {
         })
     }
 
-    /// Starts everything, waits for a signal, and stops in the reverse order.
-    async fn run(mut self, config: &Config) -> Result<(), AppError> {
-        let (control, serving) = (Tasks::new("control"), Tasks::new("proxies"));
-        let readiness = Readiness::new();
-        let mut signals = self.signals;
-        let published = self.overview.published.clone();
-        readiness.block(SOURCES);
-        control.spawn(keep_ready(readiness.clone(), published));
-        let operations = admin::readiness(readiness.clone()).and(admin::metrics(&self.meters));
-        let operations =
-            admin::serve_routes(self.operations, Arc::new(operations), control.spawner());
-        control.spawn(operations);
-        control.spawn(self.status.serve(self.overview.clone(), control.spawner()));
-        let renewal = renew(
-            self.tls.clone(),
+    /// Starts everything.
+    fn start(self, config: &Config) -> Running {
+        let running = Running {
+            signals: self.signals,
+            control: Tasks::new("control"),
+            serving: Tasks::new("proxies"),
+            readiness: Readiness::new(),
+        };
+        let (overview, meters, tls) = (self.overview, self.meters, self.tls);
+        running.readiness.block(SOURCES);
+        running.keep(keep_ready(
+            running.readiness.clone(),
+            overview.published.clone(),
+        ));
+        let pages = admin::readiness(running.readiness.clone()).and(admin::metrics(&meters));
+        let spawner = || running.control.spawner();
+        let pages = admin::serve_routes(self.operations, Arc::new(pages), spawner());
+        running.control.spawn(pages);
+        running
+            .control
+            .spawn(self.status.serve(overview.clone(), spawner()));
+        running.keep(renew(
+            tls.clone(),
             Arc::clone(&self.signer),
             config.server_names.clone(),
-        );
-        control.spawn(until(control.stop_signal(), renewal));
-        let tokens = self.overview.authenticator.clone().follow();
-        control.spawn(until(control.stop_signal(), tokens));
-        let (to_publisher, events) = self.events;
-        let publisher = Publisher::new(config.mesh.clone(), self.outputs, Arc::clone(&self.meters));
-        control.spawn(until(control.stop_signal(), publisher.run(events)));
-        let reported = std::mem::take(&mut self.reported);
-        control.spawn(until(
-            control.stop_signal(),
-            feed(config.clone(), reported, to_publisher),
         ));
+        running.keep(overview.authenticator.clone().follow());
+        let (to_publisher, events) = self.events;
+        let publisher = Publisher::new(config.mesh.clone(), self.outputs, Arc::clone(&meters));
+        running.keep(publisher.run(events));
+        running.keep(feed(config.clone(), self.reported, to_publisher));
         let discovery = Discovery::new(
-            self.overview.published.clone(),
-            self.overview.proxies.clone(),
+            overview.published.clone(),
+            overview.proxies.clone(),
             (
-                serving.spawner(),
+                running.serving.spawner(),
                 STREAMS_PER_CONNECTION.saturating_mul(config.connections),
             ),
-            Arc::clone(&self.meters),
+            Arc::clone(&meters),
         );
         let authority = CertificateAuthority::new(
             self.signer,
             Text::clone(&config.mesh.trust_domain),
-            self.overview.roster.clone(),
-            (self.overview.issued.clone(), self.meters),
+            overview.roster.clone(),
+            (overview.issued.clone(), meters),
         );
-        let routes = routes(
-            discovery,
-            authority,
-            self.reports,
-            &self.overview.authenticator,
-        );
-        server::start(self.grpc, self.tls, routes, config.connections, &serving);
+        let routes = routes(discovery, authority, self.reports, &overview.authenticator);
+        server::start(self.grpc, tls, routes, config.connections, &running.serving);
         info!(addr = %config.listen, "serving");
+        running
+    }
+}
 
-        signals.next().await;
-        readiness.block(STOPPING);
-        info!(deadline_ms = config.termination.as_millis(), "stopping");
+/// The program while it serves.
+struct Running {
+    signals: Signals,
+    /// What lasts until the end.
+    control: Tasks,
+    /// Proxies' connections and streams.
+    serving: Tasks,
+    readiness: Readiness,
+}
+
+impl Running {
+    /// Spawns a task that never ends by itself.
+    fn keep(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.control.stop_signal();
+        self.control.spawn(async move {
+            tokio::select! {
+                () = task => {}
+                () = stop.stopped() => {}
+            }
+        });
+    }
+
+    /// Waits for a signal, then stops in the reverse order.
+    async fn until_told(mut self, termination: Duration) {
+        self.signals.next().await;
+        self.readiness.block(STOPPING);
+        info!(deadline_ms = termination.as_millis(), "stopping");
         tokio::select! {
-            drained = serving.drain(config.termination) => info!(cut = drained.cut, "proxies have left"),
-            () = signals.next() => warn!("stopped at once, as told twice"),
+            drained = self.serving.drain(termination) => info!(cut = drained.cut, "proxies have left"),
+            () = self.signals.next() => warn!("stopped at once, as told twice"),
         }
-        control.drain(CONTROL_DEADLINE).await;
-        Ok(())
+        self.control.drain(CONTROL_DEADLINE).await;
     }
 }
 
@@ -285,14 +311,6 @@ fn unreadable(variable: &'static str, path: &Path, source: io::Error) -> AppErro
         variable,
         path: path.to_owned(),
         source,
-    }
-}
-
-/// Runs a task that never ends by itself until it is told to.
-async fn until(stop: Stop, task: impl Future<Output = ()>) {
-    tokio::select! {
-        () = task => {}
-        () = stop.stopped() => {}
     }
 }
 

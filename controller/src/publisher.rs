@@ -70,7 +70,7 @@ impl Publisher {
     }
 
     /// Takes one batch.
-    fn take(&mut self, events: impl Iterator<Item = Event>) {
+    pub(crate) fn take(&mut self, events: impl Iterator<Item = Event>) {
         let mut dirty = Dirty::new();
         for event in events {
             match event {
