@@ -141,7 +141,13 @@ impl TunnelClient {
             state.send = None;
             return Err(NoPlace::Over(state.explained(Some(error))));
         }
-        if state.open >= self.streams.min(send.current_max_send_streams()) {
+        let limit = self.streams.min(send.current_max_send_streams());
+        if limit == 0 && state.open == 0 {
+            // Of no use as long as the peer says so; kept, there would be one more with each attempt.
+            state.send = None;
+            return Err(NoPlace::Over(state.explained(None)));
+        }
+        if state.open >= limit {
             return Err(NoPlace::Full);
         }
         state.open += 1;

@@ -218,6 +218,16 @@ async fn the_peers_own_limit_is_kept() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn tunnels_of_a_peer_that_takes_no_streams_do_not_pile_up() {
+    let mut net = Net::new(streams(100), echo);
+    net.server.streams = 0;
+    for _ in 0..8 {
+        assert!(net.open().await.is_err());
+    }
+    assert!(net.pool.tunnels() <= 2, "{}", net.pool.tunnels());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_failed_dial_is_everybodys_answer_and_the_next_one_tries_again() {
     let pool = Pool::new("test", PoolSettings::default(), Gauge::default());
     let dials = AtomicUsize::new(0);
