@@ -9,6 +9,7 @@ pub mod meters;
 pub(crate) mod blocks;
 pub mod backoff;
 pub mod tasks;
+pub mod shares;
 pub mod serve;
 pub mod sockopt;
 pub mod netns;

@@ -5,6 +5,7 @@
 
 pub mod config;
 pub(crate) mod flows;
+pub(crate) mod handshakes;
 pub(crate) mod workers;
 pub(crate) mod proxy;
 pub(crate) mod pods;

@@ -38,7 +38,6 @@ use ambit_net::wire::handoff::HandoffPod;
 use ambit_net::xds::Synced;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
 use self::admission::Admission;
@@ -46,6 +45,7 @@ use self::error::PodUnknown;
 use self::sockets::{ListenError, Listeners, PodSockets};
 use crate::config::Limits;
 use crate::flows::Flows;
+use crate::handshakes::Handshakes;
 use crate::workers::Worker;
 
 /// How long a connection waits for the mesh to be known (istio/ztunnel: 5 s for its own workload).
@@ -124,7 +124,7 @@ pub(crate) struct PodContext {
     /// Tunnels that clients have opened, to any pod.
     pub(crate) tunnels: Gauge,
     /// The worker's handshakes with clients that may be under way.
-    pub(crate) handshakes: Arc<Semaphore>,
+    pub(crate) handshakes: Arc<Handshakes>,
     /// Where the streams of a tunnel are spawned.
     pub(crate) spawner: Spawner,
     /// The worker's book of connections that are being carried.

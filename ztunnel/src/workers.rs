@@ -10,10 +10,11 @@ use std::thread::JoinHandle;
 
 use ambit_net::meters::Meters;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::oneshot;
 use tracing::error;
 
 use crate::flows::Flows;
+use crate::handshakes::Handshakes;
 
 /// The threads of the data path.
 #[derive(Debug)]
@@ -28,7 +29,7 @@ pub(crate) struct Worker {
     /// What is spawned or registered inside `runtime.enter()` belongs to the worker.
     pub(crate) runtime: Handle,
     /// Handshakes with clients that may be under way.
-    pub(crate) handshakes: Arc<Semaphore>,
+    pub(crate) handshakes: Arc<Handshakes>,
     /// The connections that are being carried.
     pub(crate) flows: Arc<Flows>,
 }
@@ -76,7 +77,7 @@ impl Workers {
             .spawn(move || runtime.block_on(until(ended, reporting)))?;
         self.workers.push(Worker {
             runtime: handle,
-            handshakes: Arc::new(Semaphore::new(handshakes.min(Semaphore::MAX_PERMITS))),
+            handshakes: Arc::new(Handshakes::new(handshakes)),
             flows,
         });
         self.threads.push((end, thread));

@@ -26,6 +26,7 @@ use tonic::transport::server::Connected;
 use tracing::debug;
 
 use crate::serve::serve;
+use crate::shares::Shares;
 use crate::tasks::Tasks;
 use crate::tls;
 
@@ -37,6 +38,11 @@ const PING: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs
 const MAX_STREAMS: u32 = 64;
 /// Bytes of headers of one call; a token and a few names.
 const MAX_HEADERS: u32 = 16 * 1024;
+/// Part of the connections that one client address may have: nobody can keep all nodes out. Many nodes may share an
+/// address behind a load balancer, so it is no small one.
+const SHARE: usize = 16;
+/// Connections that every client address may have: one, its successor while a proxy is replaced, and some to spare.
+const LEAST_SHARE: usize = 4;
 /// Bytes that a caller may send ahead on one stream: a resuming proxy names all that it holds.
 const STREAM_WINDOW: u32 = 1 << 20;
 
@@ -113,8 +119,16 @@ pub fn start(
 ) {
     // Its bound is only the wait between handshake and first frame; connections themselves are bounded by `limit`.
     let (ready, connections) = mpsc::channel(16);
-    let accept = serve(listener, limit, tasks.spawner(), move |tcp, _peer| {
-        accept(tcp, server_tls.acceptor(), ready.clone())
+    let shares = Shares::new((limit / SHARE).max(LEAST_SHARE));
+    let accept = serve(listener, limit, tasks.spawner(), move |tcp, peer| {
+        let share = shares.try_take(peer.ip());
+        let (acceptor, ready) = (server_tls.acceptor(), ready.clone());
+        async move {
+            match share {
+                Some(_held) => accept(tcp, acceptor, ready).await,
+                None => debug!(client = %peer.ip(), "a client has as many connections as one may"),
+            }
+        }
     });
     tasks.spawn(accept);
     let (ping_interval, ping_timeout) = PING;
@@ -212,5 +226,71 @@ impl AsyncWrite for Connection {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::AsyncReadExt;
+    use tokio::net::TcpSocket;
+    use tokio_rustls::TlsConnector;
+
+    use super::*;
+    use crate::tls::testing::TestAuthority;
+
+    /// Connects from a loopback address and tells whether the handshake succeeds.
+    async fn connect(
+        from: &str,
+        to: std::net::SocketAddr,
+        root: &str,
+    ) -> io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+        let mut roots = rustls::RootCertStore::empty();
+        let root = CertificateDer::from_pem_slice(root.as_bytes()).unwrap();
+        roots.add(root).unwrap();
+        let mut config = rustls::ClientConfig::builder_with_provider(tls::provider())
+            .with_protocol_versions(tls::VERSIONS)
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        config.alpn_protocols = vec![tls::ALPN_H2.to_vec()];
+        let socket = TcpSocket::new_v4()?;
+        socket.bind(format!("{from}:0").parse().unwrap())?;
+        let tcp = socket.connect(to).await?;
+        let name = "localhost".try_into().unwrap();
+        let mut stream = TlsConnector::from(Arc::new(config))
+            .connect(name, tcp)
+            .await?;
+        // The first bytes of HTTP/2 come only once a place was given.
+        stream.read_u8().await?;
+        Ok(stream)
+    }
+
+    #[tokio::test]
+    async fn one_client_cannot_take_all_connections() {
+        let authority = TestAuthority::new();
+        let (chain, key) = authority.issue_for_names(&["localhost"]);
+        let server_tls = ServerTls::new(&chain, &key).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let tasks = Tasks::new("test");
+        start(listener, server_tls, Routes::default(), 64, &tasks);
+        let from = |client: &'static str| {
+            timeout(
+                HANDSHAKE_TIMEOUT,
+                connect(client, address, authority.root()),
+            )
+        };
+
+        let mut held = Vec::new();
+        for _ in 0..LEAST_SHARE {
+            held.push(from("127.0.0.1").await.unwrap().unwrap());
+        }
+        assert!(from("127.0.0.1").await.unwrap().is_err());
+        assert!(from("127.0.0.2").await.unwrap().is_ok());
+        held.clear();
+        let again = timeout(HANDSHAKE_TIMEOUT, async {
+            while !matches!(from("127.0.0.1").await, Ok(Ok(_))) {}
+        });
+        assert!(again.await.is_ok(), "a place is not given back");
     }
 }

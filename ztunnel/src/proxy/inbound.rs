@@ -39,7 +39,7 @@ pub(crate) async fn handle_connection(pod: Arc<PodContext>, tcp: TcpStream, clie
         // It was reset before it was looked at.
         return;
     };
-    let (mut tunnel, identity) = match open(&pod, tcp).await {
+    let (mut tunnel, identity) = match open(&pod, tcp, client).await {
         Ok(opened) => opened,
         Err(error) => {
             let mut record = ConnectionRecord::inbound(&pod, client, None);
@@ -73,11 +73,13 @@ pub(crate) async fn handle_connection(pod: Arc<PodContext>, tcp: TcpStream, clie
 }
 
 /// Proves the pod's identity and learns the client's.
-async fn open(pod: &PodContext, tcp: TcpStream) -> Result<(Tunnel, SpiffeId), InboundError> {
-    let turn = timeout(HANDSHAKE_DEADLINE, pod.handshakes.acquire()).await;
-    let Ok(Ok(_turn)) = turn else {
-        return Err(InboundError::Handshakes);
-    };
+async fn open(
+    pod: &PodContext,
+    tcp: TcpStream,
+    client: SocketAddr,
+) -> Result<(Tunnel, SpiffeId), InboundError> {
+    let turn = timeout(HANDSHAKE_DEADLINE, pod.handshakes.turn(client.ip())).await;
+    let _turn = turn.map_err(|_elapsed| InboundError::Handshakes)?;
     let credential = pod.mesh.certs.get(&pod.pod.identity).await?;
     let (tls, identity) = tls::accept::accept(tcp, &credential, HANDSHAKE_DEADLINE).await?;
     let tunnel = Tunnel::handshake(tls, TunnelSettings::SERVER).await?;

@@ -15,10 +15,10 @@ use ambit_net::netns::Netns;
 use ambit_net::shared_view::SharedView;
 use ambit_net::tasks::Tasks;
 use ambit_net::xds::Synced;
-use tokio::sync::Semaphore;
 
 use crate::config::Limits;
 use crate::flows::Flows;
+use crate::handshakes::Handshakes;
 use crate::proxy::admission::Admission;
 use crate::proxy::sockets::PodSockets;
 use crate::proxy::{Mesh, Pod, PodContext};
@@ -78,7 +78,7 @@ pub(crate) fn context(name: &str, mesh: &Arc<Mesh>) -> PodContext {
             mesh.meters.gauge(&TUNNELS_OPEN, ["outbound"]),
         ),
         tunnels: mesh.meters.gauge(&TUNNELS_OPEN, ["inbound"]),
-        handshakes: Arc::new(Semaphore::new(1)),
+        handshakes: Arc::new(Handshakes::new(1)),
         spawner: Tasks::new("test").spawner(),
         flows: Arc::new(Flows::new(&mesh.meters)),
         ending: Arc::default(),
