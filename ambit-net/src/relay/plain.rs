@@ -110,7 +110,7 @@ impl<'a> Way<'a> {
             return Poll::Ready(Ok(self.passed(written)));
         }
         if self.has_ended {
-            self.to.finish().map_err(Side::To)?;
+            self.to.finish(false).map_err(Side::To)?;
             self.is_done = true;
             return Poll::Ready(Ok(0));
         }

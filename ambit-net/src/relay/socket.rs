@@ -107,9 +107,11 @@ impl<'a> End<'a> {
         self.tcp
     }
 
-    /// Tells the other side that no more bytes come.
-    pub(super) fn finish(&self) -> io::Result<()> {
-        SockRef::from(self.tcp).shutdown(Shutdown::Write)?;
+    /// Tells the other side that no more bytes come; when nothing is left to do, the close at once afterwards tells it.
+    pub(super) fn finish(&self, is_last: bool) -> io::Result<()> {
+        if !is_last {
+            SockRef::from(self.tcp).shutdown(Shutdown::Write)?;
+        }
         self.is_finished.store(true, Ordering::Relaxed);
         Ok(())
     }

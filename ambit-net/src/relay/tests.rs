@@ -65,16 +65,18 @@ async fn plain() -> Path {
 }
 
 /// Two streams of one tunnel, joined: what one node gets from its pool, and the other from its server.
-async fn tunnelled_streams(tasks: &Tasks, pool: &Pool) -> (HboneStream, HboneStream) {
+async fn tunnelled_streams(
+    tasks: &Tasks,
+    pool: &Pool,
+    settings: TunnelSettings,
+) -> (HboneStream, HboneStream) {
     let (give, taken) = tokio::sync::oneshot::channel();
     let give = std::sync::Mutex::new(Some(give));
     let dial = || {
         let (near, far) = duplex(256 * 1024);
         let give = give.lock().unwrap().take();
         tasks.spawn(async move {
-            let mut tunnel = Tunnel::handshake(far, TunnelSettings::SERVER)
-                .await
-                .unwrap();
+            let mut tunnel = Tunnel::handshake(far, settings).await.unwrap();
             let request = tunnel.next_connect().await.unwrap().unwrap();
             drop(give.unwrap().send(request.accept(None).unwrap()));
             while let Some(Ok(_)) = tunnel.next_connect().await {}
@@ -99,7 +101,7 @@ async fn tunnelled() -> Path {
         Tasks::new("test"),
         Pool::new("test", PoolSettings::default(), Gauge::default()),
     );
-    let (near_stream, far_stream) = tunnelled_streams(&tasks, &pool).await;
+    let (near_stream, far_stream) = tunnelled_streams(&tasks, &pool, TunnelSettings::SERVER).await;
     let (client, near) = tcp_pair().await;
     let (far, server) = tcp_pair().await;
     let counts = Arc::default();
@@ -296,4 +298,59 @@ on_both_paths! {
         let got = within(receive(&mut path.server)).await;
         assert_eq!(got.len(), written);
     }
+}
+
+#[tokio::test]
+async fn many_small_chunks_for_an_app_that_does_not_read_do_not_end_the_tunnel() {
+    // Half of the connection's window is what h2 lets small frames cost, 256 bytes each: 2048 frames.
+    const CHUNKS: usize = 10_000;
+    const SOCKET: usize = 16 * 1024;
+    let settings = TunnelSettings {
+        stream_window: 512 * 1024,
+        connection_window: 1024 * 1024,
+        ..TunnelSettings::SERVER
+    };
+    let (tasks, pool) = (
+        Tasks::new("test"),
+        Pool::new("test", PoolSettings::default(), Gauge::default()),
+    );
+    let (mut near, far) = tunnelled_streams(&tasks, &pool, settings).await;
+    let (relayed, mut app) = tcp_pair().await;
+    socket2::SockRef::from(&relayed)
+        .set_send_buffer_size(SOCKET)
+        .unwrap();
+    socket2::SockRef::from(&app)
+        .set_recv_buffer_size(SOCKET)
+        .unwrap();
+    let counts = Arc::default();
+    let relay = start(relayed, Peer::Tunnel(far), &counts);
+    // Fills the app's socket, so that everything after it waits.
+    let full = pattern(256 * 1024);
+    within(near.write_all(&full)).await.unwrap();
+    for _ in 0..CHUNKS {
+        within(near.write_all(&[7; 3])).await.unwrap();
+        // Each chunk becomes a frame of its own.
+        tokio::task::yield_now().await;
+    }
+    near.shutdown().await.unwrap();
+    assert!(
+        counts.to_app() < full.len() as u64,
+        "the app's socket has taken all"
+    );
+    let got = within(receive(&mut app)).await;
+    assert_eq!(got.len(), full.len() + 3 * CHUNKS);
+    app.shutdown().await.unwrap();
+    assert_eq!(within(receive(&mut near)).await, b"");
+    within(relay).await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn a_relay_can_move_between_threads_and_is_small() {
+    fn size<F: Future + Send>(_: &F) -> usize {
+        size_of::<F>()
+    }
+    let (app, peer) = tcp_pair().await;
+    let counts = ByteCounts::default();
+    let relay = relay(app, Peer::Tcp(peer), &counts);
+    assert!(size(&relay) <= 1280, "{} bytes", size(&relay));
 }

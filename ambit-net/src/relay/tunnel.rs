@@ -39,8 +39,9 @@ pub(super) async fn carry(
         if !up_done {
             up_done = poll_up(cx, app, stream, counts)?.is_ready();
         }
-        if !down_done {
-            down_done = down.poll(cx, app, stream, counts)?.is_ready();
+        if !down_done && down.poll(cx, app, stream, counts)?.is_ready() {
+            app.finish(up_done).map_err(RelayError::App)?;
+            down_done = true;
         }
         match (up_done, down_done) {
             (true, true) => return Poll::Ready(Ok(())),
@@ -106,11 +107,10 @@ impl Down {
         while turn < TURN {
             self.take(cx, stream)?;
             if self.waiting.is_empty() {
-                if !self.has_ended {
-                    return Poll::Pending;
-                }
-                app.finish().map_err(RelayError::App)?;
-                return Poll::Ready(Ok(()));
+                return match self.has_ended {
+                    true => Poll::Ready(Ok(())),
+                    false => Poll::Pending,
+                };
             }
             let written =
                 ready!(self.waiting.poll_write(app.tcp(), cx)).map_err(RelayError::App)?;
