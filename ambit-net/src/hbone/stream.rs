@@ -6,7 +6,7 @@
 use std::fmt;
 use std::io;
 use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 
 use ambit_core::reason::Reason;
 use bytes::{Buf, Bytes};
@@ -143,7 +143,8 @@ impl HboneStream {
     /// # Errors
     /// The stream is over.
     pub fn push(&mut self, chunk: Bytes) -> Result<(), StreamError> {
-        Ok(self.send.send_data(chunk, false)?)
+        let sent = self.send.send_data(chunk, false);
+        sent.map_err(|error| self.cause(error))
     }
 
     /// Tells the peer that no more bytes come; what is queued still goes out.
@@ -151,9 +152,22 @@ impl HboneStream {
     /// # Errors
     /// The stream is over.
     pub fn finish(&mut self) -> Result<(), StreamError> {
-        self.send.send_data(Bytes::new(), true)?;
+        let sent = self.send.send_data(Bytes::new(), true);
+        sent.map_err(|error| self.cause(error))?;
         self.has_finished = true;
         Ok(())
+    }
+
+    /// What ended the stream, when h2 only says that it has ended.
+    fn cause(&mut self, error: h2::Error) -> StreamError {
+        match self
+            .send
+            .poll_reset(&mut Context::from_waker(Waker::noop()))
+        {
+            Poll::Ready(Ok(reason)) => StreamError::Reset(reason),
+            Poll::Ready(Err(cause)) => cause.into(),
+            Poll::Pending => error.into(),
+        }
     }
 }
 

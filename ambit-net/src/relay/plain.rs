@@ -27,7 +27,8 @@ pub(super) async fn carry(
     let mut peer_failed = pin!(peer.failure());
     poll_fn(|cx| {
         // Both get their turn before a failure of one counts: who answers early and closes has its answer read.
-        let (up_polled, down_polled) = (up.poll(cx), down.poll(cx));
+        let up_polled = up.poll(cx, down.is_done);
+        let down_polled = down.poll(cx, up.is_done);
         let up_done = up_polled.map_err(|side| side.of(RelayError::App, RelayError::Peer))?;
         let down_done = down_polled.map_err(|side| side.of(RelayError::Peer, RelayError::App))?;
         // A side that has finished sending can still be reset, which reading does not notice.
@@ -89,20 +90,21 @@ impl<'a> Way<'a> {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Side>> {
+    /// `is_last`: the other way is done.
+    fn poll(&mut self, cx: &mut Context<'_>, is_last: bool) -> Poll<Result<(), Side>> {
         let mut turn = 0;
         while !self.is_done {
             if turn >= TURN {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            turn += ready!(self.poll_step(cx))?;
+            turn += ready!(self.poll_step(cx, is_last))?;
         }
         Poll::Ready(Ok(()))
     }
 
     /// Moves one buffer's worth, and tells how much that was.
-    fn poll_step(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize, Side>> {
+    fn poll_step(&mut self, cx: &mut Context<'_>, is_last: bool) -> Poll<Result<usize, Side>> {
         if !self.rest.is_empty() {
             let part = [IoSlice::new(&self.rest)];
             let written = ready!(poll_write(self.to.tcp(), cx, &part)).map_err(Side::To)?;
@@ -110,7 +112,7 @@ impl<'a> Way<'a> {
             return Poll::Ready(Ok(self.passed(written)));
         }
         if self.has_ended {
-            self.to.finish(false).map_err(Side::To)?;
+            self.to.finish(is_last).map_err(Side::To)?;
             self.is_done = true;
             return Poll::Ready(Ok(0));
         }

@@ -275,7 +275,7 @@ impl<T> fmt::Debug for TlsStream<T> {
     }
 }
 
-/// Encrypts up to [`WRITE`] bytes, and tells how many.
+/// Encrypts about [`WRITE`] bytes at most, and tells how many.
 fn encrypt(session: &mut Connection, parts: &[IoSlice<'_>]) -> io::Result<usize> {
     let mut pieces = [IoSlice::new(&[]); PIECES];
     let all = parts.iter().flat_map(|part| part.chunks(PIECE));
