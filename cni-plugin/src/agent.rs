@@ -9,6 +9,7 @@ mod netns;
 pub mod report;
 mod tools;
 mod pod;
+pub mod release;
 
 use std::collections::BTreeMap;
 use std::future::pending;
@@ -124,8 +125,10 @@ impl Agent {
             tokio::select! {
                 () = stop.stopped() => return,
                 said = source.next() => {
+                    if said.heard {
+                        self.readiness.clear(SOURCE);
+                    }
                     self.said = Some(said);
-                    self.readiness.clear(SOURCE);
                 }
                 finished = self.finished.1.recv() => if let Some(uid) = finished {
                     self.strike(&uid);

@@ -17,17 +17,17 @@ use ambit_net::tasks::Tasks;
 use ambit_net::telemetry::{Log, VERSION};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use crate::agent::memory::{self, MemoryError, Opened, Record};
 use crate::agent::pods::Source;
 use crate::agent::pods::files::Files;
+use crate::agent::release::release;
 use crate::agent::{Agent, Means};
 use crate::config::Config;
 use crate::endpoints::{self, EndpointError, Shown};
 use crate::handoff::Handoff;
 use crate::redirect::{self, RedirectError};
-use crate::with_causes;
 
 /// How long tasks may take to end; none of them waits for another program.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
@@ -121,7 +121,8 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         _signal = interrupt.recv() => {}
     }
     info!("the node agent stops; captured pods stay captured");
-    for tasks in [&operators, &links, &pods, &disk] {
+    // The pods first: what they see of ztunnel while everything stops is no news.
+    for tasks in [&pods, &links, &operators, &disk] {
         tasks.drain(STOP_DEADLINE).await;
     }
     Ok(())
@@ -148,22 +149,7 @@ pub async fn release_all(config: Config) -> Result<(), AppError> {
         let leaving = false;
         remembered.entry(uid).or_insert(Record { spec, leaving });
     }
-    let mut failed = 0;
-    for record in remembered.values() {
-        let pod = &record.spec.pod.name;
-        match release(&record.spec.netns).await {
-            Ok(()) => info!(%pod, "released"),
-            Err(AppError::Netns(NetnsError::Open { source, .. }))
-                if source.kind() == io::ErrorKind::NotFound =>
-            {
-                info!(%pod, "its network namespace has gone");
-            }
-            Err(error) => {
-                failed += 1;
-                error!(%pod, error = with_causes(&error), "cannot release the pod");
-            }
-        }
-    }
+    let failed = release(remembered.values()).await?;
     if failed > 0 {
         return Err(AppError::NotReleased(failed));
     }
@@ -173,11 +159,6 @@ pub async fn release_all(config: Config) -> Result<(), AppError> {
         "nothing is captured on this node any more"
     );
     Ok(())
-}
-
-async fn release(netns: &Path) -> Result<(), AppError> {
-    let netns = Netns::open(netns)?;
-    Ok(netns.run_on_thread(redirect::remove).await??)
 }
 
 /// Does everything once in a namespace made for it, so that a kernel or a container that lacks something is known at the

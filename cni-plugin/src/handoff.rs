@@ -26,6 +26,8 @@ use crate::with_causes;
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(5);
 /// Pause after each accepted connection: at most 5 a second, so that a ztunnel in a crash loop costs little.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(200);
+/// Pause after a connection could not be accepted: something has run out, and nobody tells when it is back.
+const SHORTAGE_PAUSE: Duration = Duration::from_secs(1);
 /// Most connections at once: a ztunnel, its successor, and room for connections that are about to be found dead.
 const MOST_LINKS: usize = 4;
 /// Orders that may wait for one ztunnel: each pod has at most one of each kind under way, and a node runs some hundred
@@ -123,18 +125,18 @@ impl Handoff {
     /// Withdraws a pod from every ztunnel; waits until they have let go of it, ten seconds at most. One that does not
     /// answer is cut off, and the pod will not be in its next snapshot.
     pub async fn withdraw(&self, uid: &PodUid) {
-        let answers: Vec<_> = {
+        let mut answers = Vec::new();
+        {
             let mut book = self.book();
             book.pods.remove(uid);
-            let links = book.links.iter();
-            links
-                .filter_map(|link| {
-                    let (done, answer) = oneshot::channel();
-                    let order = Order::Remove(uid.clone(), done);
-                    link.orders.try_send(order).is_ok().then_some(answer)
-                })
-                .collect()
-        };
+            book.links.retain(|link| {
+                let (done, answer) = oneshot::channel();
+                let sent = link.orders.try_send(Order::Remove(uid.clone(), done));
+                answers.push(answer);
+                // One that is too far behind begins anew, without the pod.
+                sent.is_ok()
+            });
+        }
         let all = async {
             for answer in answers {
                 // An answer that was dropped is the end of that ztunnel.
@@ -159,7 +161,10 @@ impl Handoff {
                 () = stop.stopped() => return,
                 accepted = listener.accept() => match accepted {
                     Ok(connection) => self.welcome(connection, &links),
-                    Err(error) => warn!(%error, "cannot accept a ztunnel"),
+                    Err(error) => {
+                        warn!(%error, "cannot accept a ztunnel");
+                        sleep(SHORTAGE_PAUSE).await;
+                    }
                 },
             }
             tokio::select! {
@@ -236,11 +241,14 @@ impl Handoff {
         book.pods.get(uid).map(|entry| entry.announcement.clone())
     }
 
-    /// Notes what a ztunnel said about a pod; only the newest one counts.
-    fn settle(&self, id: u64, uid: &PodUid, serving: Serving) {
+    /// Notes what a ztunnel said about a pod as it was announced to it; only the newest one counts.
+    fn settle(&self, id: u64, told: &Announcement, serving: Serving) {
         let book = self.book();
         let newest = book.links.last().is_some_and(|link| link.id == id);
-        if let Some(entry) = book.pods.get(uid).filter(|_| newest) {
+        let entry = book.pods.get(&told.pod.uid);
+        // Announced anew meanwhile: that answer is still to come.
+        let current = entry.filter(|entry| newest && entry.announcement.says_the_same(told));
+        if let Some(entry) = current {
             entry.serving.send_replace(serving);
         }
     }

@@ -82,7 +82,11 @@ fn settings() -> String {
         ("ztunnel", ztunnel::config::table()),
     ];
     let section = |(program, table): &(&str, String)| format!("## {program}\n\n{}", table.trim());
-    programs.iter().map(section).collect::<Vec<_>>().join("\n\n")
+    programs
+        .iter()
+        .map(section)
+        .collect::<Vec<_>>()
+        .join("\n\n")
 }
 
 fn crate_table() -> String {

@@ -142,7 +142,8 @@ impl PodTask {
     }
 
     /// Conductor: namespace, memory, rules, handoff. The rules come before ztunnel, so that nothing is announced that is
-    /// not captured; until ztunnel listens, they let new connections wait, so that a running pod sees none refused. A step that fails undoes what it made itself; what the steps before it made stays and is found again.
+    /// not captured; until ztunnel listens, they let new connections wait, so that a running pod sees none refused. A step
+    /// that fails undoes what it made itself; what the steps before it made stays and is found again.
     async fn add_pod(&mut self, spec: &Spec) -> Result<Capture, StepError> {
         self.clear_former_namespace(spec).await;
         let held = match self.open(spec).await {
@@ -161,8 +162,9 @@ impl PodTask {
         if fresh {
             self.first_answer(&mut serving).await;
         }
-        if self.tools.apply(&held, spec, Phase::Captured).await? == Applied::Written {
-            info!(pod = %spec.pod.name, fresh, "the redirection has been written");
+        let applied = self.tools.apply(&held, spec, Phase::Captured).await?;
+        if applied == Applied::Written && !fresh {
+            warn!(pod = %spec.pod.name, "the redirection was not as it should be and has been put right");
         }
         Ok(Capture { held, serving })
     }

@@ -42,6 +42,8 @@ pub struct NodePods {
     pub others: BTreeSet<PodUid>,
     /// Pods that belong to the mesh and cannot be captured as they are described: whatever they were before, they stay.
     pub unclear: BTreeMap<PodUid, String>,
+    /// True once the source could be read at all.
+    pub heard: bool,
     /// False when something could not be read that may hold more pods.
     pub whole: bool,
 }

@@ -130,7 +130,7 @@ impl Talk<'_> {
             return Ok(());
         };
         let request = match &announcement.netns {
-            Some(_) => Request::Add(announcement.pod),
+            Some(_) => Request::Add(announcement.pod.clone()),
             None if in_snapshot => Request::Keep(uid.clone()),
             // Its order comes again as soon as the namespace is open.
             None => return Ok(()),
@@ -143,13 +143,13 @@ impl Talk<'_> {
             other => other?,
         };
         match answer {
-            Ok(()) => self.handoff.settle(self.id, uid, Serving::Served),
+            Ok(()) => self.handoff.settle(self.id, &announcement, Serving::Served),
             Err(error) if matches!(request, Request::Keep(_)) => {
                 debug!(link = self.id, pod = %uid, error, "ztunnel does not know a remembered pod");
             }
             Err(error) => {
                 let refused = Serving::Refused(error.into());
-                self.handoff.settle(self.id, uid, refused);
+                self.handoff.settle(self.id, &announcement, refused);
             }
         }
         Ok(())

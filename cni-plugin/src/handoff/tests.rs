@@ -209,6 +209,24 @@ async fn during_an_upgrade_pods_go_to_the_newest_and_leave_all() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_answer_counts_for_what_was_asked() {
+    let (handoff, links) = (Handoff::default(), Tasks::new("links"));
+    let ztunnel = Ztunnel::connect(&handoff, &links).await;
+    ztunnel.take_snapshot().await;
+    drop(handoff.announce(announcement("a")));
+    ztunnel.expect_add("a").await;
+    // While ztunnel thinks about it, the pod is another one.
+    let mut successor = announcement("a");
+    successor.pod.service_account = "another".into();
+    let mut serving = handoff.announce(successor);
+    ztunnel.answer(Ok(())).await;
+    ztunnel.expect_add("a").await;
+    assert_eq!(*serving.borrow(), Serving::Waiting);
+    ztunnel.answer(Ok(())).await;
+    becomes(&mut serving, Serving::Served).await;
+}
+
+#[tokio::test(start_paused = true)]
 async fn what_is_not_the_protocol_ends_the_connection() {
     let handoff = Handoff::default();
     handoff.announce(announcement("a"));

@@ -5,6 +5,7 @@
 use std::fmt;
 use std::io;
 
+use netlink_packet_core::NlasIterator;
 use thiserror::Error;
 
 use super::netlink::NetlinkError;
@@ -22,6 +23,8 @@ const EOPNOTSUPP: i32 = 95;
 const EAFNOSUPPORT: i32 = 97;
 /// `ENETDOWN`: the interface of a route is down.
 const ENETDOWN: i32 = 100;
+/// Attribute of an nftables expression: its name.
+const NFTA_EXPR_NAME: u16 = 1;
 
 /// What was being done when the kernel refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -219,14 +222,22 @@ fn missing(step: Step, error: &NetlinkError) -> Option<Feature> {
 /// Name of the expression that the kernel points at. Without a pointer it is `ct`: for a key that it was built without,
 /// the kernel gives none.
 fn expression(error: &NetlinkError) -> String {
-    let NetlinkError::Refused(refusal) = error else {
-        return "ct".to_owned();
+    let pointed = match error {
+        NetlinkError::Refused(refusal) => refusal.attribute.as_deref(),
+        _ => None,
     };
-    let name = refusal.attribute.as_deref().and_then(|value| {
-        let text = std::str::from_utf8(value.strip_suffix(&[0])?).ok()?;
-        (!text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic())).then(|| text.to_owned())
+    // It points at the whole expression, whose name is an attribute in it.
+    let name = pointed.and_then(|expression| {
+        let mut parts = NlasIterator::new(expression).flatten();
+        text(parts.find(|part| part.kind() == NFTA_EXPR_NAME)?.value())
     });
     name.unwrap_or_else(|| "ct".to_owned())
+}
+
+/// The text in an attribute, if it is a word.
+fn text(value: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(value.strip_suffix(&[0])?).ok()?;
+    (!text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic())).then(|| text.to_owned())
 }
 
 #[cfg(test)]

@@ -217,18 +217,25 @@ impl Conversation {
                 NetlinkError::Socket(error)
             }
         })?;
-        let mut rest = datagram.as_slice();
-        let mut messages = Vec::new();
-        while let Some((length, _)) = rest.split_first_chunk() {
-            let length = u32::from_ne_bytes(*length) as usize;
-            let message = rest.get(..length).filter(|_| length > 0);
-            let message =
-                message.ok_or_else(|| NetlinkError::Garbled("a length is wrong".into()))?;
-            messages.push(NetlinkMessage::deserialize(message));
-            rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
-        }
-        Ok(messages)
+        split(&datagram)
     }
+}
+
+/// The messages of one datagram; a message whose content cannot be read is an error of its own.
+fn split<M>(datagram: &[u8]) -> Result<Vec<Result<NetlinkMessage<M>, DecodeError>>, NetlinkError>
+where
+    M: NetlinkDeserializable,
+{
+    let mut rest = datagram;
+    let mut messages = Vec::new();
+    while let Some((length, _)) = rest.split_first_chunk() {
+        let length = u32::from_ne_bytes(*length) as usize;
+        let message = rest.get(..length).filter(|_| length > 0);
+        let message = message.ok_or_else(|| NetlinkError::Garbled("a length is wrong".into()))?;
+        messages.push(NetlinkMessage::deserialize(message));
+        rest = rest.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(messages)
 }
 
 /// Reads what the kernel says about a refused request: its number and, in attributes after the repeated header
@@ -267,3 +274,6 @@ fn unexpected(wanted: &str, header: &NetlinkHeader) -> NetlinkError {
         header.message_type
     ))
 }
+
+#[cfg(test)]
+mod tests;

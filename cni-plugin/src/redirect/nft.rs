@@ -223,10 +223,14 @@ impl Dump {
                 dump.add_chain(&chain.attributes);
             }
         }
-        let all = RuleMessage { attributes: vec![] };
-        for message in dump_of(kernel, NfTablesMessage::GetRule(all))? {
-            if let NfTablesMessage::NewRule(rule) = message {
-                dump.read_rule(&rule.attributes);
+        for table in [NAT_TABLE, MANGLE_TABLE] {
+            let of_table = RuleMessage {
+                attributes: vec![RuleAttribute::Table(table.to_owned())],
+            };
+            for message in dump_of(kernel, NfTablesMessage::GetRule(of_table))? {
+                if let NfTablesMessage::NewRule(rule) = message {
+                    dump.read_rule(&rule.attributes);
+                }
             }
         }
         Ok(dump.sorted())

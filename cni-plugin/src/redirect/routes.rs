@@ -19,11 +19,11 @@ use super::ruleset::Families;
 
 /// Index of loopback in every namespace (`LOOPBACK_IFINDEX`).
 const LOOPBACK: u32 = 1;
-/// `ENOENT`, `ESRCH`, `EEXIST`, `EAFNOSUPPORT`: what is to go is not there; what is to come is.
-const ENOENT: i32 = 2;
-const ESRCH: i32 = 3;
+/// What is to go is not there (`ENOENT`, `ESRCH`), or nothing of its kind can be (`EOPNOTSUPP`, `EAFNOSUPPORT`: a kernel
+/// without IPv6 or without routing rules).
+const ABSENT: [i32; 4] = [2, 3, 95, 97];
+/// What is to come is there already.
 const EEXIST: i32 = 17;
-const EAFNOSUPPORT: i32 = 97;
 /// Most copies of our rule that are deleted at once; more means that somebody else adds them.
 const COPIES: usize = 16;
 
@@ -78,15 +78,16 @@ impl Routing {
 
     /// Adds an object; tells whether it was absent.
     pub(super) fn add(&mut self, entry: Entry) -> Result<bool, RedirectError> {
-        // The kernel compares routes with the whole table and rules with all rules, but knows duplicates of rules only
-        // when asked for exclusiveness.
         let message = match entry {
             Entry::Rule(family) => RouteNetlinkMessage::NewRule(rule(family)),
             Entry::Route(family) => RouteNetlinkMessage::NewRoute(route(family)),
         };
+        // Without exclusiveness the kernel would add copies of a rule.
         match self.0.request(message, NLM_F_CREATE | NLM_F_EXCL) {
             Ok(()) => Ok(true),
-            Err(error) if error.errno() == Some(EEXIST) => Ok(false),
+            // What is there may be somebody else's: another default route in our table.
+            Err(error) if error.errno() == Some(EEXIST) && self.has(entry)? => Ok(false),
+            Err(error) if error.errno() == Some(EEXIST) => Err(RedirectError::Disputed),
             Err(error) => Err(RedirectError::explain(entry.step(), error)),
         }
     }
@@ -100,7 +101,7 @@ impl Routing {
             };
             match self.0.request(message, 0) {
                 Ok(()) => {}
-                Err(error) if matches!(error.errno(), Some(ENOENT | ESRCH | EAFNOSUPPORT)) => {
+                Err(error) if error.errno().is_some_and(|errno| ABSENT.contains(&errno)) => {
                     return Ok(());
                 }
                 Err(error) => return Err(RedirectError::explain(entry.step(), error)),
@@ -173,21 +174,28 @@ fn route(family: AddressFamily) -> RouteMessage {
     message
 }
 
-fn is_our_rule(rule: &RuleMessage) -> bool {
-    let narrowed = rule.attributes.iter().any(|attribute| {
-        use RuleAttribute as A;
+/// True for the rule as we make it: with every condition of ours and with no other.
+fn is_our_rule(found: &RuleMessage) -> bool {
+    let ours = rule_attributes();
+    let harmless = |attribute: &RuleAttribute| {
         matches!(
             attribute,
-            A::Iifname(_) | A::Oifname(_) | A::Source(_) | A::Destination(_) | A::IpProtocol(_)
+            RuleAttribute::Protocol(_) | RuleAttribute::SuppressPrefixLen(u32::MAX)
         )
-    });
-    rule.header.action == RuleAction::ToTable
-        && !narrowed
-        && rule_attributes()
+    };
+    found.header.action == RuleAction::ToTable
+        && found.header.flags.is_empty()
+        && found.header.tos == 0
+        && ours
             .iter()
-            .all(|attribute| rule.attributes.contains(attribute))
+            .all(|attribute| found.attributes.contains(attribute))
+        && found
+            .attributes
+            .iter()
+            .all(|attribute| ours.contains(attribute) || harmless(attribute))
 }
 
+/// True for the route as we make it: whatever else it has, every address is local.
 fn is_our_route(route: &RouteMessage) -> bool {
     route.header.kind == RouteType::Local
         && route.header.destination_prefix_length == 0

@@ -2,7 +2,7 @@
 //! families, joining and leaving cut nothing, and removing leaves nothing.
 
 use std::io::{Read as _, Write as _};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
@@ -45,6 +45,10 @@ pub(crate) const CLAIMS: &[Claim] = &[
     (
         "joining_spares_connections_whose_peer_speaks_first",
         joining_spares_connections_whose_peer_speaks_first,
+    ),
+    (
+        "a_pod_without_ipv6_is_captured",
+        a_pod_without_ipv6_is_captured,
     ),
     ("repairing_cuts_nothing", repairing_cuts_nothing),
     ("every_tampering_is_seen", every_tampering_is_seen),
@@ -196,15 +200,36 @@ impl Scene {
         ])
     }
 
+    /// Connections that stay in the pod.
+    fn talk_within(&self) -> Outcome<Vec<Talk>> {
+        let local = SocketAddr::from((Ipv4Addr::LOCALHOST, PORT));
+        let targets = [self.pod_echo.v4(), self.pod_echo.v6(), local];
+        targets
+            .map(|to| Talk::start(&self.pod, to))
+            .into_iter()
+            .collect()
+    }
+
     /// What the stand-in has taken: outbound, inbound.
     fn taken(&self) -> (usize, usize) {
         self.stand_in.taken()
     }
 }
 
+/// What the connections of [`Scene::talk`] and [`Scene::talk_within`] are, for messages.
+const WAYS: [&str; 7] = [
+    "out over IPv4",
+    "out over IPv6",
+    "in over IPv4",
+    "in over IPv6",
+    "to itself over IPv4",
+    "to itself over IPv6",
+    "over loopback",
+];
+
 fn say(talks: &mut [Talk], word: &str) -> Outcome {
-    let ways = ["out IPv4", "out IPv6", "in IPv4", "in IPv6"];
-    for (talk, way) in talks.iter_mut().zip(ways) {
+    for (index, talk) in talks.iter_mut().enumerate() {
+        let way = WAYS.get(index).copied().unwrap_or_default();
         talk.say(word).context(format_args!("{way}, {word}"))?;
     }
     Ok(())
@@ -277,6 +302,7 @@ fn joining_and_leaving_cut_nothing() -> Outcome {
     let scene = Scene::new("join")?;
     let netns = &scene.pod.netns;
     let mut before = scene.talk()?;
+    before.extend(scene.talk_within()?);
     apply(netns, &pod_net(), Phase::Captured)?;
     say(&mut before, "joined")?;
     ensure_eq(scene.taken(), (0, 0), "open connections are not captured")?;
@@ -367,6 +393,37 @@ fn joining_spares_connections_whose_peer_speaks_first() -> Outcome {
     ensure_eq(scene.taken(), (0, 0), "nothing was captured")
 }
 
+fn a_pod_without_ipv6_is_captured() -> Outcome {
+    let scene = Scene::new("only4")?;
+    let netns = &scene.pod.netns;
+    run_in(
+        netns,
+        "sh",
+        ["-c", "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6"],
+    )?;
+    let before = state(netns)?;
+    let families = inside(netns, || Ok(Families::of_this_namespace()))?;
+    ensure_eq(
+        families,
+        Families {
+            v4: true,
+            v6: false,
+        },
+        "its families",
+    )?;
+    let pod = PodNet {
+        families,
+        ..pod_net()
+    };
+    apply(netns, &pod, Phase::Captured)?;
+    ensure(verify(netns, &pod, Phase::Captured)?, "verified")?;
+    Talk::start(&scene.pod, scene.neighbour_echo.v4())?;
+    Talk::start(&scene.neighbour, scene.pod_echo.v4())?;
+    ensure_eq(scene.taken(), (1, 1), "captured")?;
+    inside(netns, || redirect::remove().context("remove"))?;
+    ensure_eq(state(netns)?, before, "after removing")
+}
+
 fn repairing_cuts_nothing() -> Outcome {
     let scene = Scene::new("repair")?;
     let netns = &scene.pod.netns;
@@ -409,11 +466,16 @@ fn every_tampering_is_seen() -> Outcome {
         "nft 'add chain inet ambit-nat output { policy drop; }'",
         "nft 'add table inet ambit-nat { flags dormant; }'",
         "ip rule del priority 32764",
+        "ip rule del priority 32764; ip rule add not fwmark 0x111/0xfff lookup 100 priority 32764",
+        "ip rule del priority 32764; ip rule add from 10.0.0.0/8 fwmark 0x111/0xfff lookup 100 priority 32764",
         "ip -6 rule del priority 32764",
         "ip route flush table 100",
         "ip -6 route flush table 100",
     ];
+    // A rule that differs from ours in a way that the kernel does not see when it looks for copies stays in the way.
+    let clean = "while ip rule del priority 32764; do :; done 2>/dev/null; true";
     for command in tamper {
+        run_in(netns, "sh", ["-c", clean])?;
         apply(netns, &pod_net(), Phase::Captured)?;
         ensure(
             verify(netns, &pod_net(), Phase::Captured)?,
@@ -494,6 +556,21 @@ fn a_failed_start_leaves_nothing_behind() -> Outcome {
     nft.wait()?;
     ensure_eq(state(netns)?, before.clone(), "after the failure")?;
 
+    // A step in between fails: our routing table is somebody else's.
+    run_in(
+        netns,
+        "ip",
+        ["-6", "route", "add", "blackhole", "default", "table", "100"],
+    )?;
+    let before = state(netns)?;
+    let failed = inside(netns, || Ok(redirect::apply(&pod_net(), Phase::Captured)))?;
+    ensure(
+        matches!(failed, Err(RedirectError::Disputed)),
+        format_args!("the routing table is taken, but {failed:?}"),
+    )?;
+    ensure_eq(state(netns)?, before, "after the second failure")?;
+    run_in(netns, "ip", ["-6", "route", "flush", "table", "100"])?;
+
     // The first step fails, and says what to do.
     run_in(netns, "ip", ["link", "set", "lo", "down"])?;
     let before = state(netns)?;
@@ -504,5 +581,5 @@ fn a_failed_start_leaves_nothing_behind() -> Outcome {
         }
         other => return Err(Failure::new(format!("lo is down, but {other:?}"))),
     }
-    ensure_eq(state(netns)?, before, "after the second failure")
+    ensure_eq(state(netns)?, before, "after the third failure")
 }

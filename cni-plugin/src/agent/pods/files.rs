@@ -114,6 +114,7 @@ impl Reader {
         self.namespaces = namespaces;
         self.pods = pods;
         let mut found = NodePods {
+            heard: snapshot.complete,
             whole,
             ..NodePods::default()
         };

@@ -16,6 +16,15 @@ fn no_such_protocol() -> NetlinkError {
     NetlinkError::Socket(io::Error::from_raw_os_error(EPROTONOSUPPORT))
 }
 
+/// An expression as the kernel points at it: an attribute with its name.
+fn named(expression: &str) -> Vec<u8> {
+    let length = u8::try_from(expression.len() + 5).unwrap();
+    let mut bytes = vec![length, 0, 1, 0];
+    bytes.extend(expression.bytes());
+    bytes.push(0);
+    bytes
+}
+
 /// Step, error number, expression that the kernel points at (none: no pointer), and a part of the remedy.
 type Row = (Step, i32, &'static str, &'static str);
 
@@ -51,9 +60,9 @@ fn names_feature(step: Step, error: NetlinkError, remedy: &str) {
 #[test]
 fn missing_features_are_named_with_their_remedy() {
     for (step, errno, expression, remedy) in ROWS {
-        let attribute = format!("{expression}\0").into_bytes();
-        let attribute = (!expression.is_empty()).then_some(attribute.as_slice());
-        names_feature(*step, refused(*errno, attribute), remedy);
+        let pointed = named(expression);
+        let pointed = (!expression.is_empty()).then_some(pointed.as_slice());
+        names_feature(*step, refused(*errno, pointed), remedy);
     }
     names_feature(
         Step::Netfilter,
