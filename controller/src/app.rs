@@ -80,6 +80,9 @@ pub enum AppError {
     /// State or the root file cannot be written.
     #[error("AMBIT_STATE_DIR or AMBIT_ROOT_CERT_OUT: {0}")]
     State(#[from] PrivateFileError),
+    /// The tokens are not safe where they are.
+    #[error("AMBIT_NODE_TOKENS: {0}")]
+    Tokens(#[source] PrivateFileError),
     /// There is no root of the CA.
     #[error("AMBIT_STATE_DIR: {0}")]
     Root(#[from] RootError),
@@ -151,6 +154,8 @@ impl App {
             fs::read_dir(path).map_err(|source| unreadable(variable, path, source))?;
         }
         private_file::make_dir(&config.state)?;
+        private_file::check_dir(&config.state)?;
+        private_file::check_dir(&config.tokens).map_err(AppError::Tokens)?;
         let now = SystemTime::now();
         let root = Root::load_or_create(&config.root_file(), &config.mesh.trust_domain, now)?;
         private_file::replace_public(&config.root_out, root.pem().as_bytes())?;
@@ -161,7 +166,8 @@ impl App {
         let authenticator = Authenticator::open(&config.tokens, Arc::clone(&meters))
             .map_err(|source| unreadable("AMBIT_NODE_TOKENS", &config.tokens, source))?;
         let events = mpsc::channel(QUEUE);
-        let (reports, reported) = NodeReports::open(&config.reports_dir(), events.0.clone())?;
+        let (reports, reported) =
+            NodeReports::open(&config.reports_dir(), events.0.clone(), Arc::clone(&meters))?;
         let (snapshots, published) = watch::channel(None);
         let (roster, read_roster) = watch::channel(None);
         Ok(Self {

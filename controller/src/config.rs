@@ -6,13 +6,14 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use ambit_core::identity::DEFAULT_TRUST_DOMAIN;
+use ambit_core::identity::{DEFAULT_TRUST_DOMAIN, SpiffeId};
 use ambit_core::names::{ClusterId, NetworkId};
 use ambit_core::ports;
 use ambit_net::env::{EnvError, EnvReader};
 use ambit_net::telemetry::LogSettings;
 
 use crate::index::MeshNames;
+use crate::watch::object::{is_label, is_subdomain};
 
 /// Port of metrics and readiness: istiod's for the same.
 const OPERATIONS: u16 = 15014;
@@ -130,14 +131,20 @@ fn mesh(env: &mut EnvReader) -> MeshNames {
     let trust_domain = env
         .setting("AMBIT_TRUST_DOMAIN", "Trust domain of all identities.")
         .or("TRUST_DOMAIN")
-        .text(DEFAULT_TRUST_DOMAIN);
+        .parsed(
+            "letters, digits, `.`, `-` and `_`",
+            DEFAULT_TRUST_DOMAIN,
+            trust_domain,
+        );
     let cluster_domain = env
         .setting(
             "AMBIT_CLUSTER_DOMAIN",
             "Suffix of the host names of Services.",
         )
         .or("CLUSTER_DOMAIN")
-        .text("cluster.local");
+        .parsed("DNS name", "cluster.local", |text| {
+            is_subdomain(text).then(|| text.to_owned())
+        });
     let cluster = env
         .setting(
             "AMBIT_CLUSTER_ID",
@@ -154,14 +161,22 @@ fn mesh(env: &mut EnvReader) -> MeshNames {
             "AMBIT_ROOT_NAMESPACE",
             "Namespace whose policies hold mesh-wide; it exists without a document.",
         )
-        .text("ambit-system");
+        .parsed("DNS label", "ambit-system", |text| {
+            is_label(text).then(|| text.to_owned())
+        });
     MeshNames {
-        trust_domain: trust_domain.into(),
-        cluster_domain: cluster_domain.into(),
+        trust_domain: trust_domain.unwrap_or_default().into(),
+        cluster_domain: cluster_domain.unwrap_or_default().into(),
         cluster: ClusterId::new(cluster),
         network: NetworkId::new(network.unwrap_or_default()),
-        root_namespace: root_namespace.into(),
+        root_namespace: root_namespace.unwrap_or_default().into(),
     }
+}
+
+/// A trust domain that identities can have.
+fn trust_domain(text: &str) -> Option<String> {
+    let identity = SpiffeId::new(text, "a", "a").to_string();
+    SpiffeId::parse(&identity).ok().map(|_good| text.to_owned())
 }
 
 /// The names that are always served, and those of the setting.
@@ -227,6 +242,9 @@ mod tests {
             ("AMBIT_LISTEN_ADDR", "15012"),
             ("AMBIT_MAX_CONNECTIONS", "0"),
             ("AMBIT_STATE", "/s"),
+            ("AMBIT_TRUST_DOMAIN", "a/b"),
+            ("AMBIT_CLUSTER_DOMAIN", "a b"),
+            ("AMBIT_ROOT_NAMESPACE", "a.b"),
         ] {
             let mistake = read(&[PLACES[0], PLACES[1], (name, value)])
                 .unwrap_err()

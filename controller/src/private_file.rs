@@ -13,6 +13,8 @@ use thiserror::Error;
 const MAX_BYTES: u64 = 4 << 20;
 /// Bits of a file's mode that let others than its user in.
 const OTHERS: u32 = 0o077;
+/// Bits of a directory's mode that let others exchange the files in it.
+const OTHERS_WRITE: u32 = 0o022;
 
 /// Why a private file cannot be used.
 #[derive(Debug, Error)]
@@ -32,6 +34,16 @@ pub enum PrivateFileError {
     )]
     Permissions {
         /// The file.
+        path: PathBuf,
+        /// Its mode.
+        mode: u32,
+    },
+    /// Others may exchange the files in it.
+    #[error(
+        "others may write to {path} (mode {mode:04o}) and so exchange what is in it; `chmod go-w {path}`"
+    )]
+    Directory {
+        /// The directory.
         path: PathBuf,
         /// Its mode.
         mode: u32,
@@ -59,6 +71,21 @@ pub fn make_dir(path: &Path) -> Result<(), PrivateFileError> {
         .mode(0o700)
         .create(path)
         .map_err(at(path))
+}
+
+/// Checks that nobody else can exchange the files in a directory.
+///
+/// # Errors
+/// When others may write to it, or it cannot be looked at.
+pub fn check_dir(path: &Path) -> Result<(), PrivateFileError> {
+    let mode = fs::metadata(path).map_err(at(path))?.mode() & 0o7777;
+    if mode & OTHERS_WRITE == 0 {
+        return Ok(());
+    }
+    Err(PrivateFileError::Directory {
+        path: path.to_owned(),
+        mode,
+    })
 }
 
 /// Reads a file that nobody else may read.
@@ -210,6 +237,15 @@ mod tests {
                 matches!(refused, Err(PrivateFileError::Permissions { .. })),
                 "{mode:o}"
             );
+        }
+    }
+
+    #[test]
+    fn a_directory_that_others_may_write_to_is_refused() {
+        let dir = Dir::new();
+        for (mode, refused) in [(0o755, false), (0o700, false), (0o775, true), (0o757, true)] {
+            fs::set_permissions(&dir.0, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(check_dir(&dir.0).is_err(), refused, "{mode:o}");
         }
     }
 

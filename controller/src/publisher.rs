@@ -135,17 +135,6 @@ impl Publisher {
         if !self.synced {
             return;
         }
-        let first = self.outputs.snapshots.borrow().is_none();
-        let changed = self.store.commit();
-        if let Some(snapshot) = changed.or_else(|| first.then(|| self.store.snapshot())) {
-            debug!(revision = snapshot.revision, "a new state is published");
-            for kind in Kind::ALL {
-                let number = snapshot.shelf(kind).len();
-                let gauge = self.meters.gauge(&XDS_RESOURCES, [kind.type_url()]);
-                gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
-            }
-            self.outputs.snapshots.send_replace(Some(snapshot));
-        }
         let of_objects = self.problems.iter().flat_map(|(source, problems)| {
             problems.iter().map(|what| Problem {
                 place: self.place(source),
@@ -161,7 +150,19 @@ impl Publisher {
         let number = i64::try_from(problems.len()).unwrap_or(i64::MAX);
         self.meters.gauge(&SOURCE_PROBLEMS, []).set(number);
         let roster = Roster::of(&self.index, problems);
+        // Before the resources: a proxy that hears of a pod may at once ask for its certificate.
         self.outputs.roster.send_replace(Some(Arc::new(roster)));
+        let first = self.outputs.snapshots.borrow().is_none();
+        let changed = self.store.commit();
+        if let Some(snapshot) = changed.or_else(|| first.then(|| self.store.snapshot())) {
+            debug!(revision = snapshot.revision, "a new state is published");
+            for kind in Kind::ALL {
+                let number = snapshot.shelf(kind).len();
+                let gauge = self.meters.gauge(&XDS_RESOURCES, [kind.type_url()]);
+                gauge.set(i64::try_from(number).unwrap_or(i64::MAX));
+            }
+            self.outputs.snapshots.send_replace(Some(snapshot));
+        }
     }
 }
 

@@ -6,16 +6,16 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use ambit_core::names::{NamespacedName, Text};
+use ambit_net::meters::{CALLS_REFUSED, Meters};
 use ambit_net::proto::node::node_service_server::NodeService;
 use ambit_net::proto::node::{ReportPodsRequest, ReportPodsResponse};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 use tokio::sync::mpsc;
-use tokio::time::timeout;
 use tonic::{Request, Response, Status};
 use tracing::{debug, error};
 
@@ -28,8 +28,6 @@ use crate::watch::{Event, ServedPod, ServedPods};
 const MAX_PODS: usize = 4096;
 /// Longest uid, in bytes: `namespace/name` where nobody gives one.
 const MAX_UID: usize = 512;
-/// Wait for a place in the publisher's queue.
-const QUEUE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the reports on disk cannot be read.
 #[derive(Debug, Error)]
@@ -68,12 +66,28 @@ struct StoredPod {
 /// The service.
 #[derive(Debug)]
 pub struct NodeReports {
+    kept: Arc<Kept>,
+    meters: Arc<Meters>,
+}
+
+/// What is on disk, and who is told when it changes.
+#[derive(Debug)]
+struct Kept {
     dir: PathBuf,
     events: mpsc::Sender<Event>,
-    /// What is on disk, by node, so that a report that says nothing new is not written again.
-    stored: Mutex<BTreeMap<Text, Vec<ServedPod>>>,
-    /// One report at a time, so that what is on disk is what was said last.
-    turn: tokio::sync::Mutex<()>,
+    /// By node. Held while a report is written and passed on, so that the order is the same in both.
+    pods: Mutex<BTreeMap<Text, Vec<ServedPod>>>,
+}
+
+/// Why a report has no effect.
+#[derive(Debug, Error)]
+enum KeepError {
+    #[error("{0}")]
+    File(#[from] PrivateFileError),
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    #[error("the publisher is busy or gone")]
+    Busy,
 }
 
 impl NodeReports {
@@ -84,6 +98,7 @@ impl NodeReports {
     pub fn open(
         dir: &Path,
         events: mpsc::Sender<Event>,
+        meters: Arc<Meters>,
     ) -> Result<(Self, Vec<ServedPods>), ReportsError> {
         private_file::make_dir(dir)?;
         let mut reports = Vec::new();
@@ -100,69 +115,57 @@ impl NodeReports {
             }
         }
         reports.sort_by(|a, b| a.node.cmp(&b.node));
-        let stored = reports
+        let pods = reports
             .iter()
             .map(|r| (Text::clone(&r.node), r.pods.clone()));
-        let service = Self {
+        let kept = Arc::new(Kept {
             dir: dir.to_owned(),
             events,
-            stored: Mutex::new(stored.collect()),
-            turn: tokio::sync::Mutex::new(()),
-        };
-        Ok((service, reports))
+            pods: Mutex::new(pods.collect()),
+        });
+        Ok((Self { kept, meters }, reports))
     }
 
-    /// Keeps a report, then lets it take effect.
-    async fn take(&self, caller: &Caller, pods: Vec<ServedPod>) -> Result<(), Status> {
+    async fn take(&self, request: Request<ReportPodsRequest>) -> Result<(), Status> {
+        let caller = Caller::of(&request)?;
+        let request = request.into_inner();
+        if request.node != caller.node() {
+            return Err(Status::permission_denied("the token names another node"));
+        }
         let report = ServedPods {
             node: Text::clone(caller.node_name()),
             at: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_secs()),
-            pods,
+            pods: pods(request).map_err(Status::invalid_argument)?,
         };
-        let _turn = self.turn.lock().await;
-        if !self.is_stored(&report) {
-            debug!(
-                node = caller.node(),
-                pods = report.pods.len(),
-                "a node serves other pods"
-            );
-            self.store(&report).await?;
+        let kept = Arc::clone(&self.kept);
+        let keeping = tokio::task::spawn_blocking(move || kept.take(report)).await;
+        let kept = keeping.map_err(|_stopping| Status::unavailable("the controller stops"))?;
+        kept.map_err(|error| match error {
+            KeepError::Busy => Status::unavailable(error.to_string()),
+            error => {
+                error!(node = caller.node(), %error, "a node's report cannot be kept, so it is refused");
+                Status::internal("the report cannot be kept")
+            }
+        })
+    }
+}
+
+impl Kept {
+    /// Keeps a report, then lets it take effect. Blocks on files.
+    fn take(&self, report: ServedPods) -> Result<(), KeepError> {
+        let mut kept = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        if kept.get(&report.node) != Some(&report.pods) {
+            debug!(node = %report.node, pods = report.pods.len(), "a node serves other pods");
+            let stored = serde_json::to_vec(&Stored::of(&report))?;
+            private_file::replace(&self.dir.join(format!("{}.json", report.node)), &stored)?;
+            kept.insert(Text::clone(&report.node), report.pods.clone());
         }
-        let busy = |_elapsed| Status::unavailable("the controller is busy");
-        let sent = timeout(QUEUE_TIMEOUT, self.events.send(Event::Served(report))).await;
-        sent.map_err(busy)?
-            .map_err(|_gone| Status::unavailable("the controller stops"))
-    }
-
-    fn is_stored(&self, report: &ServedPods) -> bool {
-        let stored = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
-        stored.get(&report.node) == Some(&report.pods)
-    }
-
-    async fn store(&self, report: &ServedPods) -> Result<(), Status> {
-        let path = self.dir.join(format!("{}.json", report.node));
-        let stored = Stored {
-            node: report.node.to_string(),
-            at: report.at,
-            pods: report.pods.iter().map(StoredPod::of).collect(),
-        };
-        let written = tokio::task::spawn_blocking(move || {
-            let bytes = serde_json::to_vec(&stored).map_err(|e| e.to_string())?;
-            private_file::replace(&path, &bytes).map_err(|e| e.to_string())
-        });
-        let failed = |cause: String| {
-            error!(cause, "a node's report cannot be kept, so it is refused");
-            Status::internal("the report cannot be kept")
-        };
-        written
-            .await
-            .unwrap_or_else(|e| Err(e.to_string()))
-            .map_err(failed)?;
-        let mut kept = self.stored.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.insert(Text::clone(&report.node), report.pods.clone());
-        Ok(())
+        // The node says it again; until then the publisher may have caught up.
+        self.events
+            .try_send(Event::Served(report))
+            .map_err(|_full| KeepError::Busy)
     }
 }
 
@@ -172,14 +175,22 @@ impl NodeService for NodeReports {
         &self,
         request: Request<ReportPodsRequest>,
     ) -> Result<Response<ReportPodsResponse>, Status> {
-        let caller = Caller::of(&request)?;
-        let request = request.into_inner();
-        if request.node != caller.node() {
-            return Err(Status::permission_denied("the token names another node"));
+        let answer = self.take(request).await;
+        if let Err(status) = &answer {
+            let labels = ["reports", &format!("{:?}", status.code())];
+            self.meters.counter(&CALLS_REFUSED, labels).increment();
         }
-        let pods = pods(request).map_err(Status::invalid_argument)?;
-        self.take(&caller, pods).await?;
-        Ok(Response::new(ReportPodsResponse {}))
+        answer.map(|()| Response::new(ReportPodsResponse {}))
+    }
+}
+
+impl Stored {
+    fn of(report: &ServedPods) -> Self {
+        Self {
+            node: report.node.to_string(),
+            at: report.at,
+            pods: report.pods.iter().map(StoredPod::of).collect(),
+        }
     }
 }
 

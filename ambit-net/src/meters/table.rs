@@ -86,7 +86,7 @@ metrics! {
     CounterOf Counter XDS_PUSHES "ambit_xds_pushes_total" ["url"] "controller" "xDS responses sent, by type; `unknown` for types that do not exist.";
     CounterOf Counter XDS_NACKS "ambit_xds_nacks_total" ["url"] "controller" "xDS responses in which a proxy refused something, by type; the log has its words.";
     GaugeOf Gauge XDS_RESOURCES "ambit_xds_resources" ["url"] "controller" "xDS resources that there are, by type.";
-    CounterOf Counter CALLS_REFUSED "ambit_calls_refused_total" ["service", "code"] "controller" "gRPC calls refused, by service (`any` before it is known) and status.";
+    CounterOf Counter CALLS_REFUSED "ambit_calls_refused_total" ["service", "code"] "controller" "gRPC calls refused, or ended before their time, by service (`any` before it is known) and status.";
     CounterOf Counter CERTIFICATES_SIGNED "ambit_certificates_signed_total" [] "controller" "Certificates signed for workloads.";
     GaugeOf Gauge SOURCE_PROBLEMS "ambit_source_problems" [] "controller" "What is wrong in the sources now; `ambit status` names each.";
     GaugeOf Gauge AGENT_PODS "ambit_agent_pods" ["state"] "ambit-cni-agent" "Pods by state: `captured`; `leaving`; `held`, whose rules wait for ztunnel; `waiting`, whose rules are not there. The log says why.";

@@ -71,10 +71,11 @@ impl Bench {
             signer,
             "cluster.local".into(),
             read_roster,
-            (issued.clone(), meters),
+            (issued.clone(), Arc::clone(&meters)),
         );
         let (to_publisher, events) = mpsc::channel(8);
-        let (reports, _) = NodeReports::open(&dir.path("reports"), to_publisher).unwrap();
+        let (reports, _) =
+            NodeReports::open(&dir.path("reports"), to_publisher, Arc::clone(&meters)).unwrap();
         Self {
             routes: routes(discovery, authority, reports, &authenticator),
             issued,

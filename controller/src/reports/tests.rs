@@ -16,7 +16,8 @@ fn pod(name: &str) -> Reported {
 
 fn open(dir: &Dir) -> (NodeReports, Vec<ServedPods>, mpsc::Receiver<Event>) {
     let (events, queue) = mpsc::channel(8);
-    let (service, reports) = NodeReports::open(&dir.path("reports"), events).unwrap();
+    let (service, reports) =
+        NodeReports::open(&dir.path("reports"), events, Meters::new("test", 1)).unwrap();
     (service, reports, queue)
 }
 
@@ -121,7 +122,7 @@ fn damaged_reports_end_the_start() {
     private_file::make_dir(&dir.path("reports")).unwrap();
     private_file::replace(&dir.path("reports/n1.json"), b"{").unwrap();
     let (events, _queue) = mpsc::channel(1);
-    let error = NodeReports::open(&dir.path("reports"), events)
+    let error = NodeReports::open(&dir.path("reports"), events, Meters::new("test", 1))
         .unwrap_err()
         .to_string();
     assert!(

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use ambit_net::meters::{Meters, XDS_NACKS, XDS_PUSHES, XDS_STREAMS};
+use ambit_net::meters::{CALLS_REFUSED, Meters, XDS_NACKS, XDS_PUSHES, XDS_STREAMS};
 use ambit_net::proto::core::Node;
 use ambit_net::proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryService;
 use ambit_net::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse};
@@ -130,6 +130,11 @@ async fn run_subscriber(mut subscriber: Subscriber, proxies: Proxies, stop: Stop
                 reason = status.message(),
                 "a proxy's stream ends"
             );
+            let labels = ["xds", &format!("{:?}", status.code())];
+            subscriber
+                .meters
+                .counter(&CALLS_REFUSED, labels)
+                .increment();
             // A full channel means that the proxy does not read; it will see the stream's end.
             drop(subscriber.responses.try_send(Err(status)));
         }

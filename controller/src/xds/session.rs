@@ -3,6 +3,8 @@
 //! Owned by the subscriber's task in `server.rs`, which moves the messages. Per type one response is under way at a time;
 //! what changes meanwhile is only a name in a set, so the next response always has the newest and nothing queues up.
 
+mod subscription;
+
 use std::collections::BTreeMap;
 
 use ambit_core::names::Text;
@@ -11,14 +13,13 @@ use ambit_net::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse}
 use ambit_net::xds::Kind;
 use thiserror::Error;
 
-use super::store::{Snapshot, node_key};
-
-mod subscription;
-
 use self::subscription::Subscription;
+use super::store::{Snapshot, node_key};
 
 /// Types that one stream may name; there are two.
 const MAX_TYPES: usize = 16;
+/// Longest type URL, in bytes; ours have 47 at most.
+const MAX_TYPE_URL: usize = 256;
 
 /// Why a stream cannot go on. All are the proxy's doing but the last.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -74,7 +75,7 @@ impl Session {
         request: DeltaDiscoveryRequest,
         snapshot: &Snapshot,
     ) -> Result<Heard, SessionError> {
-        if request.type_url.is_empty() {
+        if request.type_url.is_empty() || request.type_url.len() > MAX_TYPE_URL {
             return Err(SessionError::Type);
         }
         let Some(known) = self.types.get_mut(&request.type_url) else {

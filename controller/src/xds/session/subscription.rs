@@ -18,6 +18,8 @@ use crate::xds::store::{Entry, Shelf, Snapshot};
 const MAX_PUSH: usize = 4 << 20;
 /// Keys that one stream may ask for.
 const MAX_KEYS: usize = 100_000;
+/// Bytes of a refusal that are kept; our proxies send no more.
+const MAX_DETAIL: usize = 64 * 1024;
 /// The key that stands for every name.
 const WILDCARD: &str = "*";
 
@@ -162,9 +164,9 @@ impl Subscription {
             self.rejected.remove(name);
         }
         if let Some(refusal) = &request.error_detail {
-            self.rejected
-                .extend(refused(&refusal.message, &answered.names));
-            return Heard::Rejected(refusal.message.clone());
+            let detail = cut(&refusal.message, MAX_DETAIL);
+            self.rejected.extend(refused(detail, &answered.names));
+            return Heard::Rejected(detail.to_owned());
         }
         if answered.completes.is_some() {
             self.acknowledged = answered.completes;
@@ -305,6 +307,12 @@ impl Subscription {
             rejected: rejected.collect(),
         }
     }
+}
+
+/// At most so many bytes of a text.
+fn cut(text: &str, bytes: usize) -> &str {
+    let end = text.floor_char_boundary(bytes);
+    text.get(..end).unwrap_or(text)
 }
 
 /// Reads `name: reason; name2: reason`; what names none of the sent resources belongs to the reason before it.

@@ -356,6 +356,16 @@ fn a_refusal_that_names_nothing_is_kept_as_a_whole() {
 }
 
 #[test]
+fn an_endless_refusal_is_cut() {
+    let mut stream = Stream::new();
+    stream.put("p", 1);
+    stream.subscribe(ADDRESS);
+    let first = stream.push().unwrap();
+    stream.ask(nack(&first, &"ä".repeat(1 << 20)));
+    assert!(stream.status().rejected[0].cause.len() <= 64 * 1024);
+}
+
+#[test]
 fn a_type_that_does_not_exist_is_answered_empty() {
     let mut stream = Stream::new();
     stream.put("p", 1);
@@ -379,6 +389,10 @@ fn a_stream_without_types_or_with_too_many_ends() {
     let mut stream = Stream::new();
     let empty = stream.session.request(request(""), &stream.snapshot);
     assert_eq!(empty, Err(SessionError::Type));
+    let long = stream
+        .session
+        .request(request(&"x".repeat(257)), &stream.snapshot);
+    assert_eq!(long, Err(SessionError::Type));
     for number in 0..MAX_TYPES {
         stream.subscribe(&format!("t{number}"));
     }
