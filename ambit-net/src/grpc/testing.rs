@@ -2,32 +2,22 @@
 //!
 //! Used by the tests of the clients in this crate; each brings the service that it wants to talk to.
 
+use std::fs;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::task::{Context, Poll};
-use std::{fs, io};
 
 use ambit_core::names::ClusterId;
-use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
-use tokio_rustls::TlsAcceptor;
-use tokio_rustls::server::TlsStream;
-use tokio_stream::wrappers::ReceiverStream;
+use tokio::net::TcpListener;
 use tonic::service::Routes;
-use tonic::transport::Server;
-use tonic::transport::server::Connected;
 
 use super::Remote;
+use super::server::{self, ServerTls};
 use crate::tasks::Tasks;
-use crate::tls;
 use crate::tls::testing::TestAuthority;
+
+/// Connections at a time; a test's client makes one after the other.
+const CONNECTIONS: usize = 64;
 
 /// The token that a test's client shows unless the test writes another.
 pub(crate) const TOKEN: &str = "1999999999.secret-of-node-1";
@@ -74,25 +64,12 @@ impl TestServer {
         let files = Scratch::new();
         files.write("root.pem", authority.root());
         files.write("token", &format!("{TOKEN}\n"));
-        let tls = acceptor(&authority, &["localhost"]);
+        let (chain, key) = authority.issue_for_names(&["localhost"]);
+        let tls = ServerTls::new(&chain, &key).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let (accepted, connections) = mpsc::channel(8);
         let tasks = Tasks::new("test server");
-        tasks.spawn(async move {
-            while let Ok((tcp, _peer)) = listener.accept().await {
-                // A client that does not trust us is its own test's matter.
-                if let Ok(stream) = tls.accept(tcp).await {
-                    let _closed = accepted.send(Ok::<_, io::Error>(Io(stream))).await;
-                }
-            }
-        });
-        let serving = Server::builder()
-            .add_routes(routes)
-            .serve_with_incoming(ReceiverStream::new(connections));
-        tasks.spawn(async move {
-            let _ended_with_test = serving.await;
-        });
+        server::start(listener, tls, routes, CONNECTIONS, &tasks);
         Self {
             files,
             address,
@@ -109,57 +86,5 @@ impl TestServer {
             token_file: self.files.path("token"),
             cluster: ClusterId::new("Kubernetes"),
         }
-    }
-}
-
-fn acceptor(authority: &TestAuthority, names: &[&str]) -> TlsAcceptor {
-    let (chain, key) = authority.issue_for_names(names);
-    let chain = CertificateDer::pem_slice_iter(chain.as_bytes());
-    let chain = chain.collect::<Result<_, _>>().unwrap();
-    let key = PrivateKeyDer::from_pem_slice(key.as_bytes()).unwrap();
-    let mut config = ServerConfig::builder_with_provider(tls::provider())
-        .with_protocol_versions(tls::VERSIONS)
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .unwrap();
-    config.alpn_protocols = vec![tls::ALPN_H2.to_vec()];
-    TlsAcceptor::from(Arc::new(config))
-}
-
-/// What tonic serves; its own wrapper comes only with its TLS features, which are off.
-struct Io(TlsStream<TcpStream>);
-
-impl Connected for Io {
-    type ConnectInfo = ();
-
-    fn connect_info(&self) {}
-}
-
-impl AsyncRead for Io {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Io {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bytes: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.0).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
