@@ -21,8 +21,9 @@ use super::{ConnectHead, HboneError, TunnelSettings};
 use crate::meters::Gauge;
 use crate::tasks::{Drained, Tasks};
 
-/// Dials of one key under way at once, each of which is promised to as many streams as one tunnel has.
-const MAX_DIALS: usize = 4;
+/// Dials of one key under way at once, each of which is promised to as many streams as one tunnel has: a burst of 6400
+/// connections can wait, which is more than one worker serves of one pod.
+const MAX_DIALS: usize = 64;
 
 /// Dials after which a peer that takes no stream on any of its tunnels is given up.
 const ATTEMPTS: usize = 4;
