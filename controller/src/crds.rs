@@ -185,16 +185,30 @@ fn check_top_level(document: &Value) -> Result<(), String> {
 
 /// What a spec selects, read even where the rest of it is not understood.
 fn selection(spec: &Value, has_targets: bool) -> Result<Selection, String> {
-    let present = |field: &str| spec.get(field).filter(|value| !is_empty(value));
-    let targets = present("targetRef")
-        .or(present("targetRefs"))
-        .filter(|_| has_targets);
+    let targets = has_targets && has_target(spec)?;
     match (spec.get("selector"), targets) {
-        (Some(selector), None) => labels(selector),
-        (Some(_), Some(_)) => Err("spec: selector and targetRef exclude each other".to_owned()),
-        (None, Some(_)) => Ok(Selection::Targets),
-        (None, None) => Ok(Selection::All),
+        (Some(selector), false) => labels(selector),
+        (Some(_), true) => Err("spec: selector and targetRef exclude each other".to_owned()),
+        (None, true) => Ok(Selection::Targets),
+        (None, false) => Ok(Selection::All),
     }
+}
+
+/// True when a spec names targets. What may have been meant as one and is none is an error, since a policy for
+/// waypoints has no effect on ztunnels.
+fn has_target(spec: &Value) -> Result<bool, String> {
+    let is_target = |value: &Value| value.as_object().is_some_and(|target| !target.is_empty());
+    let one = spec.get("targetRef");
+    let several = spec.get("targetRefs");
+    if one.is_some_and(|target| !is_target(target)) {
+        return Err("spec.targetRef: this is no reference".to_owned());
+    }
+    let listed = match several {
+        None => 0,
+        Some(Value::Array(targets)) if targets.iter().all(is_target) => targets.len(),
+        Some(_) => return Err("spec.targetRefs: this is no list of references".to_owned()),
+    };
+    Ok(one.is_some() || listed > 0)
 }
 
 fn labels(selector: &Value) -> Result<Selection, String> {
@@ -213,8 +227,4 @@ fn labels(selector: &Value) -> Result<Selection, String> {
     } else {
         Selection::Labels(selector)
     })
-}
-
-fn is_empty(value: &Value) -> bool {
-    value.as_array().is_some_and(Vec::is_empty)
 }

@@ -24,9 +24,11 @@ use super::session::{Heard, Session};
 use super::store::Snapshot;
 use crate::ca::authenticate::Caller;
 
-/// Wait for the first message of a stream and for the answer to each response. A proxy answers once it has applied what
-/// it got, which takes it milliseconds.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Wait for the first message of a stream; a proxy sends it with the call.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
+/// Wait for the answer to a response. A proxy answers once it has applied what it got; the first may be a whole mesh, and
+/// the link slow, for which the proxy itself waits two minutes.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(180);
 /// Longest node id that is kept, in bytes; ztunnel's is four names.
 const MAX_ID: usize = 1024;
 
@@ -157,7 +159,7 @@ impl Subscriber {
 
     async fn first_request(&mut self) -> Result<Option<DeltaDiscoveryRequest>, Status> {
         let late = |_elapsed| Status::deadline_exceeded("no request on the stream");
-        timeout(ANSWER_TIMEOUT, self.requests.message())
+        timeout(REQUEST_TIMEOUT, self.requests.message())
             .await
             .map_err(late)?
     }

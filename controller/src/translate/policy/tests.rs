@@ -53,6 +53,7 @@ fn the_scope_follows_namespace_and_selector() {
             PolicyScope::Namespace,
         ),
         ("a", "spec: {selector: {}}", PolicyScope::Namespace),
+        ("a", "spec: {targetRefs: []}", PolicyScope::Namespace),
     ];
     for (namespace, spec, scope) in cases {
         assert_eq!(
@@ -297,6 +298,11 @@ fn what_cannot_say_whom_it_selects_refuses_its_namespace() {
         "spec: {selector: {matchLabels: {app: 7}}}",
         "spec: {selector: {matchLabels: {app: 'w*'}}}",
         "spec: []",
+        "spec: {targetRef: null}",
+        "spec: {targetRef: {}}",
+        "spec: {targetRefs: null}",
+        "spec: {targetRefs: [null]}",
+        "spec: {targetRefs: {kind: Service, name: s}}",
         "rules: []",
         "spec: {selector: {matchLabels: {app: web}}, targetRef: {kind: Gateway, name: g}}",
     ];
