@@ -151,7 +151,7 @@ impl Agent {
         for (uid, pod) in &self.pods {
             let wanted = said.enrolled.contains_key(uid) || said.unclear.contains_key(uid);
             // A pod that is not named may be in a file that cannot be read.
-            let certain = heard && (said.whole || said.others.contains(uid));
+            let certain = heard && (said.whole || said.others.contains_key(uid));
             if !wanted && (pod.confirmed || certain) {
                 pod.wish.send_if_modified(|wish| wish.become_left());
             }

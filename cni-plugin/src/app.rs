@@ -128,8 +128,8 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
     Ok(())
 }
 
-/// Undoes the redirection of every pod that the agent has captured or that the manifests put on this node. Connections
-/// through ztunnel are cut. Nothing may run beside it.
+/// Undoes the redirection of every pod that the agent has captured, and of every pod that the manifests put on this node,
+/// in the mesh or not: the memory may have been lost. Connections through ztunnel are cut. Nothing may run beside it.
 ///
 /// # Errors
 /// When an agent runs, or a pod could not be released.
@@ -145,8 +145,9 @@ pub async fn release_all(config: Config) -> Result<(), AppError> {
     } = memory::open(&config.state_dir)?;
     let directory = Directory::new(&config.manifests, Limits::default());
     let said = Files::new(directory, config.node).next().await;
-    for (uid, spec) in said.enrolled {
-        let leaving = false;
+    let others = said.others.into_values().flatten();
+    for spec in said.enrolled.into_values().chain(others) {
+        let (uid, leaving) = (spec.pod.uid.clone(), true);
         remembered.entry(uid).or_insert(Record { spec, leaving });
     }
     let failed = release(remembered.values()).await?;

@@ -60,7 +60,7 @@ pub enum MemoryError {
     /// It is damaged or of another version.
     #[error(
         "the agent's memory {path} cannot be read: {cause}. Without it, pods that left the mesh meanwhile would stay \
-         cut off; move the file away to start without it, then run `ambit-cni-agent --release-all` once"
+         captured: move the file away and run `ambit-cni-agent --release-all` before the agent is started again"
     )]
     Damaged {
         /// The file.
@@ -88,6 +88,8 @@ pub struct Writer {
     path: PathBuf,
     records: BTreeMap<PodUid, Record>,
     changes: mpsc::Receiver<(PodUid, Change)>,
+    /// The last write has failed: what is on disk is older.
+    stale: bool,
     _lock: File,
 }
 
@@ -121,6 +123,7 @@ pub fn open(dir: &Path) -> Result<Opened, MemoryError> {
             path,
             records: records.clone(),
             changes,
+            stale: false,
             _lock: lock,
         },
         records,
@@ -202,11 +205,12 @@ impl Writer {
                 };
                 waiting.push(done);
             }
-            let outcome = if before == self.records {
+            let outcome = if before == self.records && !self.stale {
                 Ok(())
             } else {
                 self.write().await.map_err(Arc::new)
             };
+            self.stale = outcome.is_err();
             for done in waiting {
                 // Who asked may have stopped waiting.
                 let _told = done.send(outcome.clone());

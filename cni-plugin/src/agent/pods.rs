@@ -5,7 +5,7 @@
 
 pub mod files;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use ambit_core::names::PodUid;
@@ -38,8 +38,8 @@ pub struct Options {
 pub struct NodePods {
     /// The pods of this node that belong to the mesh.
     pub enrolled: BTreeMap<PodUid, Spec>,
-    /// The pods of this node that do not belong to the mesh.
-    pub others: BTreeSet<PodUid>,
+    /// The pods of this node that do not belong to the mesh, with where they are if they say so.
+    pub others: BTreeMap<PodUid, Option<Spec>>,
     /// Pods that belong to the mesh and cannot be captured as they are described: whatever they were before, they stay.
     pub unclear: BTreeMap<PodUid, String>,
     /// True once the source could be read at all.

@@ -48,7 +48,10 @@ fn says(agent: &mut Agent, enrolled: &[&str], others: &[&str], whole: bool) {
     let enrolled = enrolled.iter().map(|name| (PodUid::new(*name), spec(name)));
     agent.said = Some(NodePods {
         enrolled: enrolled.collect(),
-        others: others.iter().map(|name| PodUid::new(*name)).collect(),
+        others: others
+            .iter()
+            .map(|name| (PodUid::new(*name), None))
+            .collect(),
         whole,
         ..NodePods::default()
     });

@@ -528,47 +528,51 @@ fn changed_rules_are_put_right() -> Outcome {
     )
 }
 
-fn release_all_leaves_nothing_behind() -> Outcome {
-    let mut scene = Scene::new("release")?;
-    let _ztunnel = scene.ztunnel()?;
-    scene.join(true)?;
-    scene.captured()?;
-    let release = |scene: &Scene, more: &[(&str, &str)]| -> Outcome<(bool, String)> {
-        let node = scene.world.nodes().first().context("a node")?;
-        let path = |name: &str| scene.folder.join(name).display().to_string();
-        let mut launch = Launch::new(
-            "release",
-            program("ambit-cni-agent")?,
-            scene.folder.join("release.log"),
-        )
+/// Runs the agent's clean-up; whether it succeeded, and what it said.
+fn release_all(scene: &Scene) -> Outcome<(bool, String)> {
+    let node = scene.world.nodes().first().context("a node")?;
+    let path = |name: &str| scene.folder.join(name).display().to_string();
+    let log = scene.folder.join("release.log");
+    let mut process = Launch::new("release", program("ambit-cni-agent")?, log)
         .args(["--release-all"])
         .in_netns(&node.site.netns)
         .env("NODE_NAME", &node.site.name)
         .env("AMBIT_MANIFESTS", path("manifests"))
         .env("AMBIT_HANDOFF_SOCKET", path("handoff"))
-        .env("AMBIT_STATE_DIR", path("state"));
-        for (name, value) in more {
-            launch = launch.env(*name, *value);
+        .env("AMBIT_STATE_DIR", path("state"))
+        .start()?;
+    let status = process.wait(SOON)?;
+    Ok((status.success(), process.log()))
+}
+
+fn release_all_leaves_nothing_behind() -> Outcome {
+    let mut scene = Scene::new("release")?;
+    let _ztunnel = scene.ztunnel()?;
+    let pods = scene.manifests.text("pods.yaml")?;
+    for by_memory in [true, false] {
+        scene.join(true)?;
+        scene.captured()?;
+        let (done, said) = release_all(&scene)?;
+        let refused = !done && said.contains("stop it first");
+        ensure(refused, format_args!("beside a running agent: {said}"))?;
+        scene.agent.stop(SOON)?;
+        ensure(scene.is_free().is_err(), "SIGTERM has released the pod")?;
+        if by_memory {
+            scene.manifests.remove("pods.yaml")?;
+        } else {
+            std::fs::remove_dir_all(scene.folder.join("state"))?;
+            scene.join(false)?;
         }
-        let mut process = launch.start()?;
-        let status = process.wait(SOON)?;
-        Ok((status.success(), process.log()))
-    };
-    let (done, said) = release(&scene, &[])?;
-    ensure(
-        !done && said.contains("stop it first"),
-        format_args!("beside a running agent: {said}"),
-    )?;
-    scene.agent.stop(SOON)?;
-    ensure(scene.is_free().is_err(), "SIGTERM has released the pod")?;
-    // The memory alone is enough, and so are the manifests.
-    scene.manifests.remove("pods.yaml")?;
-    let (done, said) = release(&scene, &[])?;
-    ensure(done, said)?;
-    scene.is_free()?;
-    let free = inside(&scene.pod.netns, || redirect::is_absent().context("absent"))?;
-    ensure(free, "something is left")?;
-    scene.talk().map(drop)
+        let (done, said) = release_all(&scene)?;
+        ensure(done, said)?;
+        scene.is_free()?;
+        let free = inside(&scene.pod.netns, || redirect::is_absent().context("absent"))?;
+        ensure(free, "something is left")?;
+        scene.talk()?;
+        scene.manifests.put("pods.yaml", &pods)?;
+        scene.restart()?;
+    }
+    Ok(())
 }
 
 fn missing_privilege_is_named_at_the_start() -> Outcome {

@@ -157,37 +157,23 @@ impl Reader {
                 .and_then(|status| status.phase.as_deref()),
         };
         let uid = pod_uid(pod.metadata.uid.as_deref(), &name.namespace, &name.name);
-        if !enrollment(&facts, &metadata(&namespace.object.metadata)).is_enrolled() {
-            found.others.insert(uid);
-            return Ok(());
-        }
         let account = spec.and_then(|spec| spec.service_account_name.as_deref());
         let account = account.filter(|name| !name.is_empty()).unwrap_or(DEFAULT);
-        let described = placement(pod).and_then(|(netns, options)| {
-            let taken = found
-                .enrolled
-                .values()
-                .find(|other| other.netns == netns || other.pod.uid == uid);
-            match taken {
-                Some(other) => Err(format!(
-                    "{} has the same uid or network namespace",
-                    other.pod.name
-                )),
-                None => Ok((netns, options)),
-            }
+        let described = placement(pod).map(|(netns, options)| Spec {
+            pod: HandoffPod {
+                uid: uid.clone(),
+                name: name.clone(),
+                service_account: account.into(),
+            },
+            netns,
+            options,
         });
-        match described {
-            Ok((netns, options)) => {
-                let pod = HandoffPod {
-                    uid: uid.clone(),
-                    name: name.clone(),
-                    service_account: account.into(),
-                };
-                let spec = Spec {
-                    pod,
-                    netns,
-                    options,
-                };
+        if !enrollment(&facts, &metadata(&namespace.object.metadata)).is_enrolled() {
+            found.others.insert(uid, described.ok());
+            return Ok(());
+        }
+        match described.and_then(|spec| found.not_taken(spec)) {
+            Ok(spec) => {
                 found.enrolled.insert(uid, spec);
                 Ok(())
             }
@@ -196,6 +182,21 @@ impl Reader {
                 found.unclear.insert(uid, cause.clone());
                 Err(cause)
             }
+        }
+    }
+}
+
+impl NodePods {
+    /// The pod, unless one that was found before has its uid or its namespace.
+    fn not_taken(&self, spec: Spec) -> Result<Spec, String> {
+        let mut others = self.enrolled.values();
+        let same = |other: &&Spec| other.netns == spec.netns || other.pod.uid == spec.pod.uid;
+        match others.find(same) {
+            Some(other) => Err(format!(
+                "{} has the same uid or network namespace",
+                other.pod.name
+            )),
+            None => Ok(spec),
         }
     }
 }

@@ -94,9 +94,16 @@ fn others_are_not() {
         homeless,
     ]));
     assert_eq!(enrolled(&found), [""; 0]);
-    assert_eq!(found.others, [PodUid::new("ns/c")].into());
+    assert_eq!(
+        found.others.keys().collect::<Vec<_>>(),
+        [&PodUid::new("ns/c")]
+    );
     let found = reader().read(&snapshot([namespace("ns", "none"), pod("a")]));
-    assert_eq!(found.others, [PodUid::new("ns/a")].into());
+    let other = found.others[&PodUid::new("ns/a")].as_ref();
+    assert_eq!(
+        other.expect("it says where it is").netns,
+        Path::new("/run/netns/a")
+    );
 }
 
 #[test]
