@@ -6,4 +6,5 @@
 pub mod store;
 pub mod session;
 pub mod proxies;
+pub mod places;
 pub mod server;

@@ -41,7 +41,7 @@ struct Bench {
     issued: Issued,
     tasks: Tasks,
     _dir: Dir,
-    _outputs: Option<Publisher>,
+    publisher: Option<Publisher>,
     _events: mpsc::Receiver<Event>,
 }
 
@@ -64,7 +64,7 @@ impl Bench {
         let discovery = Discovery::new(
             published,
             Proxies::default(),
-            (tasks.spawner(), 8),
+            (tasks.spawner(), 9),
             Arc::clone(&meters),
         );
         let authority = CertificateAuthority::new(
@@ -81,7 +81,7 @@ impl Bench {
             issued,
             tasks,
             _dir: dir,
-            _outputs: publisher,
+            publisher,
             _events: events,
         }
     }
@@ -368,9 +368,9 @@ async fn requests_that_make_no_sense_are_invalid() {
 #[tokio::test]
 async fn no_more_streams_are_served_than_allowed() {
     let bench = Bench::new(true);
-    let header = bearer(&token('a'));
+    let (header, other) = (bearer(&token('a')), bearer(&token('b')));
     let mut open = Vec::new();
-    for _ in 0..8 {
+    for header in [&header; 8].into_iter().chain([&other]) {
         let mut client = AggregatedDiscoveryServiceClient::new(bench.routes.clone());
         let (requests, stream) = mpsc::channel::<DeltaDiscoveryRequest>(1);
         let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
@@ -379,15 +379,49 @@ async fn no_more_streams_are_served_than_allowed() {
             .await;
         open.push((requests, responses.unwrap()));
     }
-    let refused = bench.xds(header.as_deref(), Some("n1")).await.unwrap_err();
-    assert_eq!(refused.code(), Code::ResourceExhausted);
-    open.pop();
+    // One node has eight, all together nine.
+    for (header, node) in [(&header, "n1"), (&other, "n2")] {
+        let refused = bench.xds(header.as_deref(), Some(node)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::ResourceExhausted, "{node}");
+    }
+    open.remove(0);
     let served = async {
         while bench.xds(header.as_deref(), Some("n1")).await.is_err() {
             tokio::task::yield_now().await;
         }
     };
     timeout(DEADLINE, served).await.unwrap();
+}
+
+/// The time for an answer counts from what is to be answered, not from what was answered long ago.
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_was_quiet_for_long_gets_what_changes() {
+    let mut bench = Bench::new(true);
+    let mut client = AggregatedDiscoveryServiceClient::new(bench.routes.clone());
+    let (requests, stream) = mpsc::channel(4);
+    let ask = |nonce: &str| DeltaDiscoveryRequest {
+        node: Some(node_named("n1")),
+        type_url: Kind::Address.type_url().to_owned(),
+        response_nonce: nonce.to_owned(),
+        ..DeltaDiscoveryRequest::default()
+    };
+    requests.send(ask("")).await.unwrap();
+    let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+    let request = with(bearer(&token('a')).as_deref(), stream);
+    let answer = client.delta_aggregated_resources(request).await;
+    let mut responses = answer.unwrap().into_inner();
+    for round in 0..20 {
+        let response = responses.message().await.unwrap().unwrap();
+        requests.send(ask(&response.nonce)).await.unwrap();
+        sleep(Duration::from_secs(3600)).await;
+        let pod = format!(
+            "{{apiVersion: v1, kind: Pod, metadata: {{name: mine, namespace: a}}, spec: {{nodeName: n1}}, \
+             status: {{podIP: 10.0.1.{round}}}}}"
+        );
+        let events = objects(&pod).into_iter();
+        let events = events.map(|(key, object)| applied(key, object));
+        bench.publisher.as_mut().unwrap().take(events);
+    }
 }
 
 #[tokio::test]

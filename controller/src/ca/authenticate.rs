@@ -5,14 +5,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ambit_core::names::Text;
 use ambit_core::status::Problem;
 use ambit_net::meters::{CALLS_REFUSED, Meters};
 use ambit_net::tls::hash::sha256;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tonic::service::Interceptor;
 use tonic::{Request, Status};
 use tracing::{info, warn};
@@ -20,8 +20,11 @@ use tracing::{info, warn};
 use crate::private_file;
 use crate::watch::object::is_subdomain;
 
+const EXPIRED: &str = "the token has expired";
 /// Time between two looks at the token files, so that a new node can join and a removed token ends.
 const REREAD: Duration = Duration::from_secs(2);
+/// Refused calls are logged at most this often: anybody who reaches the port can make them. All are counted.
+const TELL_AGAIN: Duration = Duration::from_secs(10);
 /// Tokens that are read; one for each node.
 const MAX_TOKENS: usize = 10_000;
 /// Longest token, in bytes: 20 digits, a dot, 64 hexadecimal digits.
@@ -30,9 +33,8 @@ const MAX_TOKEN: usize = 85;
 /// A node that has proved itself.
 #[derive(Clone, Debug)]
 pub struct Caller {
-    node: Text,
-    /// In seconds since the epoch.
-    expires: u64,
+    token: Token,
+    known: Arc<RwLock<Arc<Tokens>>>,
 }
 
 impl Caller {
@@ -47,17 +49,29 @@ impl Caller {
 
     /// The node.
     pub fn node(&self) -> &str {
-        &self.node
+        &self.token.node
     }
 
     /// The node, to be kept.
     pub fn node_name(&self) -> &Text {
-        &self.node
+        &self.token.node
     }
 
-    /// How long its credential is still good.
-    pub fn expires_in(&self) -> Duration {
-        Duration::from_secs(self.expires.saturating_sub(seconds_since_epoch()))
+    /// Waits until the token is no longer good: it has expired, or its file was changed or removed. Says which.
+    ///
+    /// # Cancel safety
+    /// Cancel safe.
+    pub async fn ended(&self) -> &'static str {
+        loop {
+            let left = self.token.expires.saturating_sub(seconds_since_epoch());
+            if left == 0 {
+                return EXPIRED;
+            }
+            if !current(&self.known).tokens.contains(&self.token) {
+                return "the token is no longer known";
+            }
+            sleep(REREAD.min(Duration::from_secs(left))).await;
+        }
     }
 }
 
@@ -81,7 +95,15 @@ struct Tokens {
 pub struct Authenticator {
     dir: Arc<Path>,
     tokens: Arc<RwLock<Arc<Tokens>>>,
+    refused: Arc<Mutex<Refused>>,
     meters: Arc<Meters>,
+}
+
+/// Calls that were refused and not yet logged.
+#[derive(Debug, Default)]
+struct Refused {
+    told: Option<Instant>,
+    untold: u64,
 }
 
 impl Authenticator {
@@ -96,6 +118,7 @@ impl Authenticator {
         Ok(Self {
             dir: dir.into(),
             tokens: Arc::new(RwLock::new(Arc::new(tokens))),
+            refused: Arc::default(),
             meters,
         })
     }
@@ -156,7 +179,34 @@ impl Authenticator {
     }
 
     fn current(&self) -> Arc<Tokens> {
-        Arc::clone(&self.tokens.read().unwrap_or_else(PoisonError::into_inner))
+        current(&self.tokens)
+    }
+
+    fn refuse(&self, why: &'static str) -> Status {
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(calls) = refused.due(Instant::now()) {
+            warn!(calls, reason = why, "calls are refused");
+        }
+        drop(refused);
+        self.meters
+            .counter(&CALLS_REFUSED, ["any", "Unauthenticated"])
+            .increment();
+        Status::unauthenticated(why)
+    }
+}
+
+impl Refused {
+    /// Takes one more; how many there are to be told of, when it is time.
+    fn due(&mut self, now: Instant) -> Option<u64> {
+        self.untold += 1;
+        let waits = self
+            .told
+            .is_some_and(|told| now.saturating_duration_since(told) < TELL_AGAIN);
+        if waits {
+            return None;
+        }
+        self.told = Some(now);
+        Some(std::mem::take(&mut self.untold))
     }
 }
 
@@ -164,16 +214,13 @@ impl Interceptor for Authenticator {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
         let header = request.metadata().get("authorization");
         let header = header.and_then(|value| value.to_str().ok());
-        let caller = self.current().authenticate(header, seconds_since_epoch());
-        let caller = caller.map_err(|why| {
-            warn!(reason = why, "a call is refused");
-            self.meters
-                .counter(&CALLS_REFUSED, ["any", "Unauthenticated"])
-                .increment();
-            Status::unauthenticated(why)
-        })?;
+        let token = self.current().authenticate(header, seconds_since_epoch());
+        let token = token.map_err(|why| self.refuse(why))?;
         // What a client sends cannot be in the extensions; they are made in this process.
-        request.extensions_mut().insert(caller);
+        request.extensions_mut().insert(Caller {
+            token,
+            known: Arc::clone(&self.tokens),
+        });
         Ok(request)
     }
 }
@@ -232,7 +279,7 @@ impl Tokens {
         });
     }
 
-    fn authenticate(&self, header: Option<&str>, now: u64) -> Result<Caller, &'static str> {
+    fn authenticate(&self, header: Option<&str>, now: u64) -> Result<Token, &'static str> {
         let header = header.ok_or("a token is needed: authorization: Bearer TOKEN")?;
         let presented = header
             .strip_prefix("Bearer ")
@@ -250,12 +297,9 @@ impl Tokens {
         }
         let token = known.ok_or("the token is not known")?;
         if token.expires <= now {
-            return Err("the token has expired");
+            return Err(EXPIRED);
         }
-        Ok(Caller {
-            node: Text::clone(&token.node),
-            expires: token.expires,
-        })
+        Ok(token.clone())
     }
 }
 
@@ -282,6 +326,10 @@ fn read_token(path: &Path) -> Result<Token, String> {
         hash: sha256(&[text.as_bytes()]),
         expires,
     })
+}
+
+fn current(tokens: &RwLock<Arc<Tokens>>) -> Arc<Tokens> {
+    Arc::clone(&tokens.read().unwrap_or_else(PoisonError::into_inner))
 }
 
 /// Compares without ending early.

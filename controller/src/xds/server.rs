@@ -13,14 +13,15 @@ use ambit_net::proto::discovery::{DeltaDiscoveryRequest, DeltaDiscoveryResponse}
 use ambit_net::tasks::{Spawner, Stop};
 use ambit_net::xds::Kind;
 use prost_types::value::Kind as ValueKind;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
+use super::places::{Place, Places};
 use super::proxies::{OpenStream, Proxies};
-use super::session::{Heard, Session};
+use super::session::{Heard, Session, cut};
 use super::store::Snapshot;
 use crate::ca::authenticate::Caller;
 
@@ -31,6 +32,8 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(180);
 /// Longest node id that is kept, in bytes; ztunnel's is four names.
 const MAX_ID: usize = 1024;
+/// Bytes of a refusal that are logged; the status has more.
+const LOGGED: usize = 2048;
 
 /// What subscribers read; none until the sources have been read.
 pub type Published = watch::Receiver<Option<Arc<Snapshot>>>;
@@ -41,7 +44,7 @@ pub struct Discovery {
     published: Published,
     proxies: Proxies,
     tasks: Spawner,
-    places: Arc<Semaphore>,
+    places: Places,
     meters: Arc<Meters>,
 }
 
@@ -57,7 +60,7 @@ impl Discovery {
             published,
             proxies,
             tasks,
-            places: Arc::new(Semaphore::new(limit)),
+            places: Places::new(limit),
             meters,
         }
     }
@@ -67,9 +70,8 @@ impl Discovery {
         caller: Caller,
         requests: Streaming<DeltaDiscoveryRequest>,
     ) -> Result<ReceiverStream<Result<DeltaDiscoveryResponse, Status>>, Status> {
-        let busy =
-            |_full| Status::resource_exhausted("the controller serves as many proxies as it may");
-        let place = Arc::clone(&self.places).try_acquire_owned().map_err(busy)?;
+        let busy = || Status::resource_exhausted("the controller has no place for another stream");
+        let place = self.places.take(caller.node_name()).ok_or_else(busy)?;
         // One response may wait for the connection; the next is made when it has left.
         let (responses, stream) = mpsc::channel(1);
         let subscriber = Subscriber {
@@ -112,17 +114,16 @@ struct Subscriber {
     responses: mpsc::Sender<Result<DeltaDiscoveryResponse, Status>>,
     published: Published,
     meters: Arc<Meters>,
-    _place: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 /// Serves one stream until it ends, and tells the proxy why.
 async fn run_subscriber(mut subscriber: Subscriber, proxies: Proxies, stop: Stop) {
     let caller = subscriber.caller.clone();
-    let expiry = caller.expires_in();
     let outcome = tokio::select! {
         outcome = subscriber.talk(&proxies) => outcome,
         () = stop.stopped() => Err(Status::unavailable("the controller stops")),
-        () = tokio::time::sleep(expiry) => Err(Status::unauthenticated("the token has expired")),
+        why = caller.ended() => Err(Status::unauthenticated(why)),
     };
     match outcome {
         Ok(()) => info!(node = caller.node(), "a proxy has left"),
@@ -176,14 +177,19 @@ impl Subscriber {
                     .advance(&snapshot)
                     .map_err(|e| Status::aborted(e.to_string()))?;
                 outgoing = session.next_push(&snapshot);
+                if outgoing.is_some() {
+                    // The time since the last one, which was answered, is not the proxy's.
+                    overdue = Instant::now() + ANSWER_TIMEOUT;
+                }
             }
             open.holds(session.status());
             let waits = session.awaits_answer();
             tokio::select! {
                 request = self.requests.message() => match request? {
                     Some(request) => {
-                        overdue = Instant::now() + ANSWER_TIMEOUT;
-                        self.heard(&mut session, request)?;
+                        if self.heard(&mut session, request)? {
+                            overdue = Instant::now() + ANSWER_TIMEOUT;
+                        }
                     }
                     None => return Ok(()),
                 },
@@ -210,20 +216,24 @@ impl Subscriber {
         newest.ok_or_else(|| Status::unavailable("the controller has not read its sources yet"))
     }
 
+    /// Takes a request; true when it answers a response.
     fn heard(
         &mut self,
         session: &mut Session,
         request: DeltaDiscoveryRequest,
-    ) -> Result<(), Status> {
+    ) -> Result<bool, Status> {
         let type_url = request.type_url.clone();
         let snapshot = self.newest()?;
         let heard = session.request(request, &snapshot);
         let node = self.caller.node();
-        match heard.map_err(|error| Status::invalid_argument(error.to_string()))? {
+        let heard = heard.map_err(|error| Status::invalid_argument(error.to_string()))?;
+        let is_answer = matches!(heard, Heard::Rejected(_) | Heard::Acknowledged);
+        match heard {
             Heard::Rejected(detail) => {
                 self.meters
                     .counter(&XDS_NACKS, [label(&type_url)])
                     .increment();
+                let detail = cut(&detail, LOGGED);
                 warn!(node, type_url, detail, "a proxy refuses resources");
             }
             Heard::Unknown => warn!(
@@ -232,7 +242,7 @@ impl Subscriber {
             ),
             heard => debug!(node, type_url, ?heard, "a proxy's request"),
         }
-        Ok(())
+        Ok(is_answer)
     }
 }
 

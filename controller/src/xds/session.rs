@@ -16,6 +16,8 @@ use thiserror::Error;
 use self::subscription::Subscription;
 use super::store::{Snapshot, node_key};
 
+pub(in crate::xds) use self::subscription::cut;
+
 /// Types that one stream may name; there are two.
 const MAX_TYPES: usize = 16;
 /// Longest type URL, in bytes; ours have 47 at most.
@@ -27,8 +29,8 @@ pub enum SessionError {
     /// It names no type, or too many that do not exist.
     #[error("a request has to name a type that exists")]
     Type,
-    /// It asks for more names than the mesh could have.
-    #[error("too many names are subscribed to")]
+    /// It asks for more names than the mesh could have, or for one that nothing could have.
+    #[error("too many names are subscribed to, or one that is too long")]
     Names,
     /// It was too slow for what is remembered; reconnecting is cheaper than telling it all.
     #[error("the proxy fell too far behind; it has to reconnect")]

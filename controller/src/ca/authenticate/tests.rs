@@ -24,10 +24,10 @@ fn a_good_token_names_its_node() {
     let tokens = tokens(&dir);
     assert_eq!(tokens.problems, []);
     for (digit, node) in [('a', "n1"), ('b', "n2.example")] {
-        let caller = tokens
+        let known = tokens
             .authenticate(bearer(&token(digit)).as_deref(), NOW)
             .unwrap();
-        assert_eq!(caller.node(), node);
+        assert_eq!(&*known.node, node);
     }
 }
 
@@ -138,6 +138,47 @@ fn a_token_of_two_nodes_names_neither() {
 fn a_request_that_passed_nobody_has_no_caller() {
     let refused = Caller::of(&Request::new(())).unwrap_err();
     assert_eq!(refused.code(), tonic::Code::Unauthenticated);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_callers_time_ends_with_its_token() {
+    let dir = Dir::new();
+    let long = format!("Bearer {}", token('a')).parse().unwrap();
+    write_token(&dir.0, "n1", &token('a'));
+    write_token(&dir.0, "n2", &token('b'));
+    let mut authenticator = Authenticator::open(&dir.0, Meters::new("test", 1)).unwrap();
+    let mut request = Request::new(());
+    request.metadata_mut().insert("authorization", long);
+    let caller = Caller::of(&authenticator.call(request).unwrap()).unwrap();
+    let day = Duration::from_secs(86400);
+    fs::remove_file(dir.path("n2.token")).unwrap();
+    authenticator.take(Tokens::read(&dir.0).unwrap());
+    let going_on = tokio::time::timeout(day, caller.ended()).await;
+    assert!(going_on.is_err(), "{going_on:?}");
+    // Another token for the node is not the one that was shown.
+    write_token(&dir.0, "n1", &token('c'));
+    authenticator.take(Tokens::read(&dir.0).unwrap());
+    let ended = tokio::time::timeout(2 * REREAD, caller.ended()).await;
+    assert_eq!(ended.unwrap(), "the token is no longer known");
+    let expired = Caller {
+        token: Token {
+            expires: 1_700_000_000,
+            ..caller.token
+        },
+        known: caller.known,
+    };
+    assert_eq!(expired.ended().await, EXPIRED);
+}
+
+#[test]
+fn refused_calls_are_logged_now_and_then_and_all_counted() {
+    let mut refused = Refused::default();
+    let start = Instant::now();
+    let told: Vec<_> = [0, 1, 9, 10, 11, 25]
+        .map(|seconds| refused.due(start + Duration::from_secs(seconds)))
+        .into();
+    let expected = [Some(1), None, None, Some(3), None, Some(2)];
+    assert_eq!(told, expected);
 }
 
 #[tokio::test(start_paused = true)]

@@ -20,6 +20,8 @@ const MAX_PUSH: usize = 4 << 20;
 const MAX_KEYS: usize = 100_000;
 /// Bytes of a refusal that are kept; our proxies send no more.
 const MAX_DETAIL: usize = 64 * 1024;
+/// Longest key, in bytes; a pod's has two DNS names and the cluster's.
+const MAX_KEY: usize = 1024;
 /// The key that stands for every name.
 const WILDCARD: &str = "*";
 
@@ -118,25 +120,29 @@ impl Subscription {
         snapshot: &Snapshot,
     ) -> Result<(), SessionError> {
         let shelf = self.kind.map(|kind| snapshot.shelf(kind));
-        for key in &request.resource_names_subscribe {
+        // Each once: a key may stand for all that there is, and a request holds millions of short ones.
+        let added = distinct(&request.resource_names_subscribe)?;
+        let taken_back = distinct(&request.resource_names_unsubscribe)?;
+        for key in added {
             self.owes = true;
             match shelf {
                 Some(shelf) if key == WILDCARD => {
                     self.wildcard = true;
                     self.pending.extend(shelf.names().cloned());
                 }
-                Some(shelf) => self.ask(Text::from(key.as_str()), shelf),
+                Some(shelf) => self.ask(Text::from(key), shelf),
                 None => {}
             }
         }
-        for key in &request.resource_names_unsubscribe {
+        for key in taken_back {
             if key == WILDCARD && self.wildcard {
                 self.wildcard = false;
                 let wanted = &self.wanted;
                 self.pending.retain(|name| wanted.contains(name));
             }
-            self.asked.remove(key.as_str());
-            self.wanted.remove(key.as_str());
+            self.asked.remove(key);
+            self.wanted.remove(key);
+            self.absent.remove(key);
         }
         if self.asked.len() > MAX_KEYS {
             return Err(SessionError::Names);
@@ -309,20 +315,29 @@ impl Subscription {
     }
 }
 
+/// The keys of a request, each once.
+fn distinct(keys: &[String]) -> Result<BTreeSet<&str>, SessionError> {
+    if keys.len() > MAX_KEYS || keys.iter().any(|key| key.len() > MAX_KEY) {
+        return Err(SessionError::Names);
+    }
+    Ok(keys.iter().map(String::as_str).collect())
+}
+
 /// At most so many bytes of a text.
-fn cut(text: &str, bytes: usize) -> &str {
+pub(in crate::xds) fn cut(text: &str, bytes: usize) -> &str {
     let end = text.floor_char_boundary(bytes);
     text.get(..end).unwrap_or(text)
 }
 
-/// Reads `name: reason; name2: reason`; what names none of the sent resources belongs to the reason before it.
+/// Reads `name: reason; name2: reason`; what names none of the sent resources, which are sorted, belongs to the reason
+/// before it.
 fn refused(message: &str, sent: &[Text]) -> BTreeMap<Text, String> {
     let mut refused: BTreeMap<Text, String> = BTreeMap::new();
     let mut last: Option<Text> = None;
     for part in message.split("; ") {
         let named = part.split_once(": ").and_then(|(name, reason)| {
-            let name = sent.iter().find(|sent| ***sent == *name)?;
-            Some((Text::clone(name), reason))
+            let at = sent.binary_search_by(|sent| (**sent).cmp(name)).ok()?;
+            Some((Text::clone(sent.get(at)?), reason))
         });
         if let Some((name, reason)) = named {
             refused.insert(Text::clone(&name), reason.to_owned());

@@ -403,6 +403,49 @@ fn a_stream_without_types_or_with_too_many_ends() {
 }
 
 #[test]
+fn names_without_end_end_the_stream() {
+    let many = |name: &str, count| vec![name.to_owned(); count];
+    let subscribed = |names: Vec<String>| {
+        let mut stream = Stream::new();
+        stream.put("p", 1);
+        let request = DeltaDiscoveryRequest {
+            resource_names_subscribe: names,
+            ..request(ADDRESS)
+        };
+        stream.session.request(request, &stream.snapshot)
+    };
+    assert_eq!(subscribed(many("*", 1000)), Ok(Heard::Asked));
+    assert_eq!(subscribed(many("*", 100_001)), Err(SessionError::Names));
+    let long = many(&"x".repeat(2000), 1);
+    assert_eq!(subscribed(long.clone()), Err(SessionError::Names));
+    let mut stream = Stream::new();
+    let unsubscribing = DeltaDiscoveryRequest {
+        resource_names_unsubscribe: long,
+        ..request(ADDRESS)
+    };
+    let refused = stream.session.request(unsubscribing, &stream.snapshot);
+    assert_eq!(refused, Err(SessionError::Names));
+}
+
+#[test]
+fn keys_that_come_and_go_without_an_answer_leave_nothing() {
+    let mut stream = Stream::new();
+    stream.put("p", 1);
+    stream.ask(on_demand(&["a/none"]));
+    stream.push().unwrap();
+    for number in 0..10 {
+        let key = vec![format!("a/none-{number}")];
+        stream.ask(DeltaDiscoveryRequest {
+            resource_names_subscribe: key.clone(),
+            resource_names_unsubscribe: key,
+            ..request(ADDRESS)
+        });
+    }
+    let unanswered = format!("{:?}", stream.session);
+    assert!(!unanswered.contains("none-"), "{unanswered}");
+}
+
+#[test]
 fn a_stream_that_fell_too_far_behind_ends() {
     let mut stream = Stream::new();
     stream.subscribe(ADDRESS);
