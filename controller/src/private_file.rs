@@ -1,4 +1,4 @@
-//! Files that only this program's user may read: written whole or not at all, and refused when others may read them.
+//! Files that only this program's user may read: written whole or not at all, refused when others own or may read them.
 //!
 //! Called by whoever keeps keys, tokens and reports. Blocks; callers on async threads move it off them.
 
@@ -6,15 +6,20 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use thiserror::Error;
 
-/// Largest file that is read, in bytes: a report of all pods of a node.
+/// Largest file that is read or written, in bytes: a report of all pods of a node.
 const MAX_BYTES: u64 = 4 << 20;
 /// Bits of a file's mode that let others than its user in.
 const OTHERS: u32 = 0o077;
 /// Bits of a directory's mode that let others exchange the files in it.
 const OTHERS_WRITE: u32 = 0o022;
+/// The super-user, who may do everything anyway.
+const ROOT: u32 = 0;
+/// Owned by the user that this process runs as (`man 5 proc`).
+const OWN_PROCESS: &str = "/proc/self";
 
 /// Why a private file cannot be used.
 #[derive(Debug, Error)]
@@ -37,6 +42,16 @@ pub enum PrivateFileError {
         path: PathBuf,
         /// Its mode.
         mode: u32,
+    },
+    /// It is somebody else's, who can change it at any time.
+    #[error(
+        "{path} belongs to user {owner}, who may change it at any time; `chown` it to the user of this program"
+    )]
+    Owner {
+        /// The file or directory.
+        path: PathBuf,
+        /// Its user.
+        owner: u32,
     },
     /// Others may exchange the files in it.
     #[error(
@@ -76,9 +91,11 @@ pub fn make_dir(path: &Path) -> Result<(), PrivateFileError> {
 /// Checks that nobody else can exchange the files in a directory.
 ///
 /// # Errors
-/// When others may write to it, or it cannot be looked at.
+/// When it is another user's, others may write to it, or it cannot be looked at.
 pub fn check_dir(path: &Path) -> Result<(), PrivateFileError> {
-    let mode = fs::metadata(path).map_err(at(path))?.mode() & 0o7777;
+    let metadata = fs::metadata(path).map_err(at(path))?;
+    check_owner(path, &metadata)?;
+    let mode = metadata.mode() & 0o7777;
     if mode & OTHERS_WRITE == 0 {
         return Ok(());
     }
@@ -91,7 +108,7 @@ pub fn check_dir(path: &Path) -> Result<(), PrivateFileError> {
 /// Reads a file that nobody else may read.
 ///
 /// # Errors
-/// When it cannot be read, is open to others, or is no regular file.
+/// When it cannot be read, is another user's or open to others, or is no regular file.
 pub fn read(path: &Path) -> Result<Vec<u8>, PrivateFileError> {
     let file = File::open(path).map_err(at(path))?;
     let metadata = file.metadata().map_err(at(path))?;
@@ -99,6 +116,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>, PrivateFileError> {
     if !metadata.is_file() || metadata.len() > MAX_BYTES {
         return Err(PrivateFileError::Form(path.to_owned()));
     }
+    check_owner(path, &metadata)?;
     if mode & OTHERS != 0 {
         return Err(PrivateFileError::Permissions {
             path: path.to_owned(),
@@ -150,6 +168,18 @@ pub fn create(path: &Path, bytes: &[u8]) -> Result<bool, PrivateFileError> {
     }
 }
 
+/// Refuses what neither we nor the super-user own: its owner may write it whatever the mode says.
+fn check_owner(path: &Path, metadata: &fs::Metadata) -> Result<(), PrivateFileError> {
+    let process = Path::new(OWN_PROCESS);
+    let own = fs::metadata(process).map_err(at(process))?.uid();
+    let owner = metadata.uid();
+    if owner == own || owner == ROOT {
+        return Ok(());
+    }
+    let path = path.to_owned();
+    Err(PrivateFileError::Owner { path, owner })
+}
+
 /// Writes a temporary file beside `path` and lets `publish` give it its name.
 fn write(
     path: &Path,
@@ -157,8 +187,15 @@ fn write(
     mode: u32,
     publish: impl FnOnce(&Path) -> io::Result<()>,
 ) -> Result<(), PrivateFileError> {
+    // Two writers at once do not meet.
+    static WRITES: AtomicU64 = AtomicU64::new(0);
+    if bytes.len() as u64 > MAX_BYTES {
+        // It could not be read again.
+        return Err(PrivateFileError::Form(path.to_owned()));
+    }
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let temporary = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    let number = WRITES.fetch_add(1, Ordering::Relaxed);
+    let temporary = path.with_file_name(format!(".{name}.{}-{number}.tmp", std::process::id()));
     let written = || -> io::Result<()> {
         // Left behind by a crash of a process with our number, if at all.
         match fs::remove_file(&temporary) {
@@ -247,6 +284,38 @@ mod tests {
             fs::set_permissions(&dir.0, fs::Permissions::from_mode(mode)).unwrap();
             assert_eq!(check_dir(&dir.0).is_err(), refused, "{mode:o}");
         }
+    }
+
+    #[test]
+    fn what_another_user_owns_is_refused() {
+        let dir = Dir::new();
+        let file = dir.path("a");
+        replace(&file, b"one").unwrap();
+        let theirs = Some(65_534);
+        if std::os::unix::fs::chown(&file, theirs, None).is_err() {
+            // Only the super-user can give a file away, and only he can read one that is not his.
+            return;
+        }
+        let refused = [read(&file).map(drop), {
+            std::os::unix::fs::chown(&dir.0, theirs, None).unwrap();
+            check_dir(&dir.0)
+        }];
+        for refused in refused {
+            assert!(
+                matches!(refused, Err(PrivateFileError::Owner { owner: 65_534, .. })),
+                "{refused:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn what_could_not_be_read_again_is_not_written() {
+        let dir = Dir::new();
+        let file = dir.path("a");
+        let large = vec![b'x'; 4 << 20];
+        replace(&file, &large).unwrap();
+        assert!(replace(&file, &[large, vec![b'x']].concat()).is_err());
+        assert_eq!(read(&file).unwrap().len(), 4 << 20);
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! Called over gRPC by the nodes' proxies. A node can speak about its own pods only: the index believes a report about a
 //! pod only from the pod's own node.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -67,7 +67,16 @@ struct StoredPod {
 #[derive(Debug)]
 pub struct NodeReports {
     kept: Arc<Kept>,
+    /// Nodes of which a report is being kept. One each, so that no node takes the threads on which files are read.
+    busy: Arc<Mutex<BTreeSet<Text>>>,
     meters: Arc<Meters>,
+}
+
+/// A node's turn to have a report kept; it goes along with the work, also when the caller has given up.
+#[derive(Debug)]
+struct Turn {
+    busy: Arc<Mutex<BTreeSet<Text>>>,
+    node: Text,
 }
 
 /// What is on disk, and who is told when it changes.
@@ -106,7 +115,13 @@ impl NodeReports {
             path: dir.to_owned(),
             source,
         })?;
-        for path in listed.flatten().map(|entry| entry.path()) {
+        for entry in listed {
+            // One that is passed over would turn a node's pods into plain text.
+            let entry = entry.map_err(|source| PrivateFileError::Io {
+                path: dir.to_owned(),
+                source,
+            })?;
+            let path = entry.path();
             if path
                 .extension()
                 .is_some_and(|extension| extension == "json")
@@ -123,7 +138,8 @@ impl NodeReports {
             events,
             pods: Mutex::new(pods.collect()),
         });
-        Ok((Self { kept, meters }, reports))
+        let busy = Arc::default();
+        Ok((Self { kept, busy, meters }, reports))
     }
 
     async fn take(&self, request: Request<ReportPodsRequest>) -> Result<(), Status> {
@@ -139,8 +155,14 @@ impl NodeReports {
                 .map_or(0, |since| since.as_secs()),
             pods: pods(request).map_err(Status::invalid_argument)?,
         };
+        let busy = || Status::unavailable("a report of this node is being kept");
+        let turn = Turn::take(&self.busy, &report.node).ok_or_else(busy)?;
         let kept = Arc::clone(&self.kept);
-        let keeping = tokio::task::spawn_blocking(move || kept.take(report)).await;
+        let keeping = tokio::task::spawn_blocking(move || {
+            let _until_it_is_kept = turn;
+            kept.take(report)
+        })
+        .await;
         let kept = keeping.map_err(|_stopping| Status::unavailable("the controller stops"))?;
         kept.map_err(|error| match error {
             KeepError::Busy => Status::unavailable(error.to_string()),
@@ -149,6 +171,23 @@ impl NodeReports {
                 Status::internal("the report cannot be kept")
             }
         })
+    }
+}
+
+impl Turn {
+    fn take(busy: &Arc<Mutex<BTreeSet<Text>>>, node: &Text) -> Option<Self> {
+        let mut nodes = busy.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.insert(Text::clone(node)).then(|| Self {
+            busy: Arc::clone(busy),
+            node: Text::clone(node),
+        })
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut nodes = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
+        nodes.remove(&self.node);
     }
 }
 

@@ -116,6 +116,38 @@ async fn a_report_that_cannot_be_kept_has_no_effect() {
     assert!(queue.try_recv().is_err());
 }
 
+/// What a node says must not keep the controller from starting again.
+#[tokio::test]
+async fn a_report_that_could_not_be_read_again_is_refused() {
+    let dir = Dir::new();
+    let (service, _, mut queue) = open(&dir);
+    let swelling = |number: usize| Reported {
+        uid: "\u{1}".repeat(MAX_UID),
+        ..pod(&format!("a/p{number}"))
+    };
+    let mut request = Request::new(ReportPodsRequest {
+        node: "n1".to_owned(),
+        pods: (0..MAX_PODS).map(swelling).collect(),
+    });
+    request.extensions_mut().insert(caller("n1"));
+    assert!(service.report_pods(request).await.is_err());
+    assert!(queue.try_recv().is_err());
+    assert_eq!(open(&dir).1, []);
+}
+
+#[tokio::test]
+async fn one_report_of_a_node_is_kept_at_a_time() {
+    let dir = Dir::new();
+    let (service, _, _queue) = open(&dir);
+    let turn = Turn::take(&service.busy, &"n1".into()).unwrap();
+    let refused = report(&service, "n1", "n1", &["a/p"]).await.unwrap_err();
+    assert_eq!(refused.code(), tonic::Code::Unavailable);
+    report(&service, "n2", "n2", &["a/p"]).await.unwrap();
+    drop(turn);
+    report(&service, "n1", "n1", &["a/p"]).await.unwrap();
+    report(&service, "n1", "n1", &["a/q"]).await.unwrap();
+}
+
 #[test]
 fn damaged_reports_end_the_start() {
     let dir = Dir::new();
