@@ -22,7 +22,7 @@ use crate::meters::Gauge;
 use crate::tasks::{Drained, Tasks};
 
 /// Dials of one key under way at once, each of which is promised to as many streams as one tunnel has: a burst of 6400
-/// connections can wait, which is more than one worker serves of one pod.
+/// connections of one pod on one worker can wait.
 const MAX_DIALS: usize = 64;
 
 /// Dials after which a peer that takes no stream on any of its tunnels is given up.

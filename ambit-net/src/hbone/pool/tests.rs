@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ambit_core::hbone::ConnectTarget;
 use ambit_core::reason::Reason;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
 use super::*;
@@ -59,6 +60,8 @@ struct Net {
     act: Act,
     server: TunnelSettings,
     tasks: Arc<Tasks>,
+    /// Told when the servers that stand shall send GOAWAY.
+    leave: Arc<Notify>,
 }
 
 impl Net {
@@ -70,6 +73,7 @@ impl Net {
             act,
             server: TunnelSettings::SERVER,
             tasks: Arc::new(Tasks::new("servers")),
+            leave: Arc::default(),
         }
     }
 
@@ -81,14 +85,20 @@ impl Net {
         self.dials.fetch_add(1, Ordering::SeqCst);
         let (near, far) = duplex(64 * 1024);
         let (act, settings, delay) = (self.act, self.server, self.delay);
-        let tasks = Arc::clone(&self.tasks);
+        let (tasks, leave) = (Arc::clone(&self.tasks), Arc::clone(&self.leave));
         async move {
             sleep(delay).await;
             let streams = Arc::clone(&tasks);
             tasks.spawn(async move {
                 let mut tunnel = Tunnel::handshake(far, settings).await.unwrap();
-                while let Some(Ok(request)) = tunnel.next_connect().await {
-                    act(request, &streams);
+                loop {
+                    tokio::select! {
+                        () = leave.notified() => tunnel.shutdown(),
+                        next = tunnel.next_connect() => match next {
+                            Some(Ok(request)) => act(request, &streams),
+                            _ => return,
+                        },
+                    }
                 }
             });
             Ok(near)
@@ -366,7 +376,20 @@ async fn a_stream_that_goaway_lets_finish_is_not_sent_again() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_tunnel_that_is_going_away_or_lost_is_not_used() {
+async fn a_tunnel_that_is_going_away_is_left_to_its_streams() {
+    let net = Net::new(PoolSettings::default(), echo);
+    let open = net.open().await.unwrap();
+    net.leave.notify_waiters();
+    sleep(Duration::from_millis(1)).await;
+    says_pong(net.open().await.unwrap()).await;
+    assert_eq!(net.dials(), 2);
+    says_pong(open).await;
+    sleep(Duration::from_millis(1)).await;
+    assert_eq!(net.pool.tunnels(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_tunnel_that_is_lost_is_not_used() {
     let net = Net::new(PoolSettings::default(), echo);
     let open = net.open().await.unwrap();
     net.tasks.drain(Duration::ZERO).await;
