@@ -27,12 +27,13 @@ pub use stream::{HboneStream, StreamError};
 /// Header of a refusal that carries the stable word for its reason; ours, other proxies ignore it.
 pub const REASON_HEADER: &str = "x-ambit-reason";
 
-/// Bounds and windows of one tunnel. The defaults are istio/ztunnel's, so that both sides suit each other.
+/// Bounds and windows of one tunnel. Windows, frames, PINGs and numbers of streams are istio/ztunnel's.
 #[derive(Clone, Copy, Debug)]
 pub struct TunnelSettings {
     /// Bytes that a stream may have under way to us.
     pub stream_window: u32,
-    /// Bytes that all streams together may have under way to us.
+    /// Bytes that all streams together may have under way to us. Apps that do not read share it: four of them hold back
+    /// the other streams of their tunnel (docs/decisions/0007).
     pub connection_window: u32,
     /// Largest frame that we take, in bytes.
     pub max_frame: u32,
@@ -42,7 +43,7 @@ pub struct TunnelSettings {
     pub ping_interval: Duration,
     /// A tunnel whose PING is not answered for so long is lost.
     pub ping_timeout: Duration,
-    /// How long TLS may take, and then HTTP/2's preface.
+    /// How long HTTP/2's preface may take after TLS.
     pub handshake_deadline: Duration,
     /// A tunnel without streams is closed after this; seen at the next PING.
     pub idle: Duration,
