@@ -4,11 +4,12 @@
 //! that none of them can hold up a connection. Decides nothing about connections.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ambit_core::names::Text;
+use ambit_core::ports;
 use ambit_core::view::MeshView;
 use ambit_net::admin::{self, Readiness, Routes};
 use ambit_net::certs::ca::CaClient;
@@ -18,7 +19,7 @@ use ambit_net::meters::Meters;
 use ambit_net::netns::{Netns, NetnsError};
 use ambit_net::node_report;
 use ambit_net::shared_view::SharedView;
-use ambit_net::sockopt::{self, ListenerOptions, SocketError};
+use ambit_net::sockopt::{self, ConnectorOptions, ListenerOptions, SocketError};
 use ambit_net::tasks::{Stop, Tasks};
 use ambit_net::telemetry::{Log, VERSION};
 use ambit_net::xds::client::{self as xds_client, XdsConfig};
@@ -54,9 +55,12 @@ pub enum AppError {
     /// The controller's address or name cannot work.
     #[error(transparent)]
     Controller(#[from] LinkError),
-    /// The proxy's own namespace cannot be opened.
-    #[error("cannot tell the proxy's own network namespace: {0}; is /proc mounted?")]
-    OwnNetns(#[from] NetnsError),
+    /// Network namespaces cannot be made or entered, as pods' connections need it.
+    #[error("cannot work in network namespaces: {0}")]
+    Netns(#[from] NetnsError),
+    /// Sockets cannot be made in the way that pods' connections need.
+    #[error("cannot make a pod's sockets: {0}")]
+    PodSocket(#[source] SocketError),
     /// An endpoint for operators cannot listen.
     #[error("cannot listen for {what} on {addr}: {source}")]
     Endpoint {
@@ -85,6 +89,7 @@ pub fn run(config: Config, log: Log) -> Result<(), AppError> {
         .enable_all()
         .build()
         .map_err(AppError::Threads)?;
+    check_privileges()?;
     let limits = config.limits;
     let meters = Meters::new("ztunnel", limits.traffic_series);
     let workers = Workers::start(config.workers, limits.handshakes, &meters);
@@ -95,6 +100,17 @@ pub fn run(config: Config, log: Log) -> Result<(), AppError> {
     let outcome = control.block_on(app.run());
     workers.end();
     outcome
+}
+
+/// Does once, in a namespace of its own, what every connection of a pod needs: better to say now what is missing.
+fn check_privileges() -> Result<(), AppError> {
+    let options = ConnectorOptions {
+        source: Some(Ipv4Addr::LOCALHOST.into()),
+        mark: Some(ports::PROXY_MARK),
+    };
+    let to = SocketAddr::from((Ipv4Addr::LOCALHOST, ports::INBOUND_HBONE));
+    let made = Netns::fresh()?.run_in_place(|| sockopt::connector(to, &options))?;
+    made.map(drop).map_err(AppError::PodSocket)
 }
 
 /// What lives as long as the program.
