@@ -1,8 +1,9 @@
 //! The async machinery that Ambit's proxies share.
 //!
-//! The order of the modules is the order of layers: a module uses those above it only. Only `sockopt`, `netns` and
+//! The order of the modules is the order of layers: a module uses those above it only. Only `memory`, `sockopt`, `netns` and
 //! `handoff` touch the kernel beyond what tokio does; `serve` merely names its error numbers.
 
+pub mod memory;
 pub mod env;
 pub mod telemetry;
 pub mod meters;

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use ambit_net::memory;
 use ambit_net::telemetry::{self, Log, with_causes};
 use mimalloc::MiMalloc;
 use tracing::error;
@@ -15,6 +16,8 @@ static ALLOCATOR: MiMalloc = MiMalloc;
 const BAD_SETTINGS: u8 = 2;
 
 fn main() -> ExitCode {
+    // A kernel without the switch costs memory and nothing else.
+    memory::without_huge_pages().ok();
     let started = Config::of_process().map_err(|error| with_causes(&error));
     let started = started.and_then(|config| match Log::start(&config.log) {
         Ok(log) => Ok((config, log)),
