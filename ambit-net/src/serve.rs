@@ -12,7 +12,6 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use pin_project_lite::pin_project;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -26,17 +25,6 @@ use crate::tasks::Spawner;
 const SHORTAGE_WAITS: (Duration, Duration) = (Duration::from_millis(10), Duration::from_secs(1));
 /// The same trouble of one listener is logged at most this often.
 const TELL_AGAIN: Duration = Duration::from_secs(10);
-
-/// Lets this process open as many files as the system lets it, and tells how many: each connection is one or two. What the
-/// process is started with is often 1024, which one pod could use up.
-///
-/// # Errors
-/// When the system refuses; then the limit is what it was.
-pub fn open_files_at_most() -> io::Result<u64> {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
-    setrlimit(Resource::RLIMIT_NOFILE, hard, hard)?;
-    Ok(hard)
-}
 
 /// Accepts connections and runs `handle` on each in `tasks`, at most `limit` at a time, until the group is stopped.
 ///

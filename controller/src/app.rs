@@ -18,7 +18,6 @@ use ambit_net::meters::Meters;
 use ambit_net::proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use ambit_net::proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use ambit_net::proto::node::node_service_server::NodeServiceServer;
-use ambit_net::serve::open_files_at_most;
 use ambit_net::sockopt::{self, ListenerOptions, SocketError};
 use ambit_net::tasks::Tasks;
 use ambit_net::telemetry::VERSION;
@@ -123,9 +122,6 @@ pub enum AppError {
 /// When it cannot start.
 pub fn run(config: &Config) -> Result<(), AppError> {
     info!(version = VERSION, trust_domain = %config.mesh.trust_domain, "starting");
-    if let Err(error) = open_files_at_most() {
-        warn!(%error, "the limit of open files stays as it is");
-    }
     let runtime = Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let running = App::new(config)?.start(config);

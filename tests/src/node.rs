@@ -31,8 +31,8 @@ pub struct Setup {
     pub ztunnel: Vec<(String, String)>,
     /// Settings of the controller beside those that it needs.
     pub controller: Vec<(String, String)>,
-    /// A capability that the nodes' programs do not have (`man 7 capabilities`, without `CAP_`, in lower case).
-    pub lacking: Option<String>,
+    /// A program, and a capability that it does not have (`man 7 capabilities`, without `CAP_`, in lower case).
+    pub lacking: Option<(String, String)>,
 }
 
 impl Setup {
@@ -54,10 +54,10 @@ impl Setup {
         self
     }
 
-    /// The nodes' programs run without this capability.
+    /// This program runs without this capability.
     #[must_use]
-    pub fn without_capability(mut self, name: &str) -> Self {
-        self.lacking = Some(name.to_owned());
+    pub fn without_capability(mut self, program: &str, capability: &str) -> Self {
+        self.lacking = Some((program.to_owned(), capability.to_owned()));
         self
     }
 
@@ -130,7 +130,7 @@ impl Mesh {
         }
         let control = world.control().clone();
         let mut controller = start_controller(&setup, &control)?;
-        wait_for_root(&mut controller, &setup.folder.join("state/root.pem"))?;
+        wait_for_root(&mut controller, &setup.folder.join("state/root-cert.pem"))?;
         let mut nodes = Vec::new();
         for node in world.nodes() {
             let site = node.site.clone();
@@ -393,7 +393,7 @@ fn start_controller(setup: &Setup, control: &Site) -> Outcome<Process> {
     let settings = [
         ("AMBIT_MANIFESTS", path(folder, "manifests")),
         ("AMBIT_NODE_TOKENS", path(folder, "tokens")),
-        ("AMBIT_STATE", path(folder, "state")),
+        ("AMBIT_STATE_DIR", path(folder, "state")),
         ("AMBIT_STATUS_SOCKET", path(folder, "status.sock")),
         ("AMBIT_SERVER_NAMES", own),
     ];
@@ -422,6 +422,10 @@ fn start_agent(setup: &Setup, site: &Site) -> Outcome<Process> {
         ("NODE_NAME", site.name.clone()),
         ("AMBIT_MANIFESTS", path(folder, "manifests")),
         ("INPOD_UDS", path(folder, &format!("{}.handoff", site.name))),
+        (
+            "AMBIT_STATE_DIR",
+            path(folder, &format!("{}.state", site.name)),
+        ),
     ];
     launch(setup, "ambit-cni-agent", site, settings)?.start()
 }
@@ -429,7 +433,7 @@ fn start_agent(setup: &Setup, site: &Site) -> Outcome<Process> {
 fn start_ztunnel(setup: &Setup, site: &Site, control: &Site) -> Outcome<Process> {
     let folder = &setup.folder;
     let controller = format!("https://{}:{}", control.addresses.v4, ports::CONTROLLER);
-    let roots = path(folder, "state/root.pem");
+    let roots = path(folder, "state/root-cert.pem");
     let settings = [
         ("NODE_NAME", site.name.clone()),
         ("INPOD_UDS", path(folder, &format!("{}.handoff", site.name))),
@@ -461,7 +465,13 @@ fn launch<const N: usize>(
     Ok(launch
         .in_netns(&site.netns)
         .for_life(setup.life)
-        .lacking(setup.lacking.clone().filter(|_| name != "controller"))
+        .lacking(
+            setup
+                .lacking
+                .clone()
+                .filter(|(program, _)| program == name)
+                .map(|(_, capability)| capability),
+        )
         .envs(&settings.map(|(name, value)| (name.to_owned(), value))))
 }
 

@@ -66,17 +66,20 @@ impl Authority {
         })
     }
 
-    /// The root of a mesh, from the controller's own files.
+    /// The root of a mesh, from the controller's own file: certificate and key.
     ///
     /// # Errors
-    /// When they are not there or not readable.
+    /// When it is not there or not readable.
     pub fn of_mesh(state: &Path) -> Outcome<Self> {
-        let key = fs::read_to_string(state.join("root.key")).context("the root's key")?;
-        let key = KeyPair::from_pem(&key).context("the root's key")?;
-        Ok(Self {
-            issuer: Issuer::from_ca_cert_pem(&roots(state)?, key)
-                .context("the root certificate")?,
-        })
+        let file = fs::read_to_string(state.join("ca-root.pem")).context("the root's file")?;
+        let key = file
+            .find("-----BEGIN PRIVATE KEY")
+            .and_then(|at| file.get(at..))
+            .context("no key in it")?;
+        let key = KeyPair::from_pem(key).context("the root's key")?;
+        let issuer =
+            Issuer::from_ca_cert_pem(&roots(state)?, key).context("the root certificate")?;
+        Ok(Self { issuer })
     }
 
     /// A credential for `identity` whose holder trusts the roots in `trusted` (PEM).
@@ -121,7 +124,7 @@ impl Authority {
 /// # Errors
 /// When the controller has not written them.
 pub fn roots(state: &Path) -> Outcome<String> {
-    fs::read_to_string(state.join("root.pem")).context("the root certificate")
+    fs::read_to_string(state.join("root-cert.pem")).context("the root certificate")
 }
 
 /// Sends `request` and then `payload` through a tunnel of its own, from a pod or a node to a pod's port 15008.

@@ -1,6 +1,10 @@
 //! Tests of the whole data path in network namespaces. `cargo test -p tests --test netns [NAME]`.
 //!
 //! The program runs itself again inside private namespaces before any thread exists, so a crash leaves nothing behind.
+#![expect(
+    clippy::print_stdout,
+    reason = "a measured figure is shown, whatever it is"
+)]
 
 #[path = "netns/world.rs"]
 mod world;
@@ -12,10 +16,30 @@ mod talk;
 mod redirect;
 #[path = "netns/node_agent.rs"]
 mod node_agent;
+#[path = "netns/stage.rs"]
+mod stage;
+#[path = "netns/capture.rs"]
+mod capture;
+#[path = "netns/stream.rs"]
+mod stream;
+#[path = "netns/tunnel.rs"]
+mod tunnel;
+#[path = "netns/policy.rs"]
+mod policy;
+#[path = "netns/control.rs"]
+mod control;
+#[path = "netns/files.rs"]
+mod files;
+#[path = "netns/lifecycle.rs"]
+mod lifecycle;
 #[path = "netns/agent.rs"]
 mod agent;
 #[path = "netns/handoff.rs"]
 mod handoff;
+#[path = "netns/startup.rs"]
+mod startup;
+#[path = "netns/demo.rs"]
+mod demo;
 
 use std::process::ExitCode;
 
@@ -44,7 +68,16 @@ fn trials() -> Vec<Trial> {
         ("world", world::CLAIMS),
         ("redirect", redirect::CLAIMS),
         ("node_agent", node_agent::CLAIMS),
+        ("capture", capture::CLAIMS),
+        ("stream", stream::CLAIMS),
+        ("tunnel", tunnel::CLAIMS),
+        ("policy", policy::CLAIMS),
+        ("control", control::CLAIMS),
+        ("files", files::CLAIMS),
+        ("lifecycle", lifecycle::CLAIMS),
         ("handoff", handoff::CLAIMS),
+        ("startup", startup::CLAIMS),
+        ("demo", demo::CLAIMS),
     ];
     let mut trials = Vec::new();
     for (subject, claims) in subjects {

@@ -18,7 +18,6 @@ use ambit_net::grpc::{Dialer, LinkError};
 use ambit_net::meters::Meters;
 use ambit_net::netns::{Netns, NetnsError};
 use ambit_net::node_report;
-use ambit_net::serve::open_files_at_most;
 use ambit_net::shared_view::SharedView;
 use ambit_net::sockopt::{self, ConnectorOptions, ListenerOptions, SocketError};
 use ambit_net::tasks::{Stop, Tasks};
@@ -30,7 +29,7 @@ use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{Notify, watch};
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use crate::config::Config;
 use crate::dump::Dump;
@@ -85,10 +84,6 @@ pub fn run(config: Config, log: Log) -> Result<(), AppError> {
     info!(version = VERSION, node = %config.place.node, workers = config.workers, "starting");
     for notice in &config.notices {
         warn!("{notice}");
-    }
-    match open_files_at_most() {
-        Ok(files) => debug!(files, "files may be open"),
-        Err(error) => warn!(%error, "the limit of open files stays as it is"),
     }
     let control = Builder::new_current_thread()
         .enable_all()

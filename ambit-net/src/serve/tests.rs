@@ -119,12 +119,3 @@ async fn shortages_are_waited_out_and_lost_connections_are_not() {
         assert!(times < 10 || wait >= longest / 2, "{shortage}: {wait:?}");
     }
 }
-
-#[test]
-fn as_many_files_may_be_opened_as_the_system_allows() {
-    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    setrlimit(Resource::RLIMIT_NOFILE, hard.min(1024), hard).unwrap();
-    assert_eq!(open_files_at_most().unwrap(), hard);
-    let (soft, _) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    assert_eq!(soft, hard);
-}

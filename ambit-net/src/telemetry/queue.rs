@@ -80,7 +80,7 @@ pub(super) fn write_line(mut out: impl Write, line: &str) {
 /// Takes each event as one write, which is how `tracing_subscriber::fmt` gives them.
 impl Write for Queue {
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
-        if self.items.try_send(Item::Line(one_line(line))).is_err() {
+        if self.items.try_send(Item::Line(line.to_vec())).is_err() {
             DROPPED.fetch_add(1, Ordering::Relaxed);
         }
         Ok(line.len())
@@ -89,28 +89,6 @@ impl Write for Queue {
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
-}
-
-/// The event as one line: a name or a message from elsewhere that has line breaks in it must not look like other events.
-fn one_line(event: &[u8]) -> Vec<u8> {
-    let (text, end) = match event.split_last() {
-        Some((b'\n', text)) => (text, &b"\n"[..]),
-        _ => (event, &b""[..]),
-    };
-    let is_break = |byte: &u8| matches!(byte, b'\n' | b'\r');
-    if !text.iter().any(is_break) {
-        return event.to_vec();
-    }
-    let mut line = Vec::with_capacity(event.len() + 16);
-    for byte in text {
-        match byte {
-            b'\n' => line.extend_from_slice(b"\\n"),
-            b'\r' => line.extend_from_slice(b"\\r"),
-            byte => line.push(*byte),
-        }
-    }
-    line.extend_from_slice(end);
-    line
 }
 
 impl<'a> MakeWriter<'a> for Queue {
@@ -190,29 +168,6 @@ mod tests {
             String::from_utf8(paper.0.lock().unwrap().clone()).unwrap(),
             expected
         );
-    }
-
-    #[test]
-    fn an_event_is_one_line_whatever_is_in_it() {
-        let paper = Paper::default();
-        let settings = crate::telemetry::LogFormat::Text;
-        let queue = Queue::start(paper.clone()).unwrap();
-        let subscriber = tracing_subscriber::layer::SubscriberExt::with(
-            tracing_subscriber::registry(),
-            crate::telemetry::lines(settings, queue.clone()),
-        );
-        tracing::subscriber::with_default(subscriber, || {
-            let error = "bad\r\n2026-01-01T00:00:00Z ERROR forged: all is lost\n";
-            warn!(%error, name = error, "refused");
-        });
-        queue.flush();
-        let written = String::from_utf8(paper.0.lock().unwrap().clone()).unwrap();
-        assert_eq!(written.lines().count(), 1, "{written}");
-        assert!(
-            written.ends_with('\n') && !written.contains('\r'),
-            "{written}"
-        );
-        assert!(written.contains("error=bad\\r\\n2026"), "{written}");
     }
 
     #[test]

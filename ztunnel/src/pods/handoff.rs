@@ -84,8 +84,7 @@ pub(crate) async fn run(pods: &mut PodSet, path: &Path) {
                     error = with_causes(&error),
                     "lost the node agent; its pods are served on"
                 );
-                // An agent that breaks the rules again and again is not to be met again and again at once.
-                if session.is_complete() && !matches!(error, SessionError::Breach(_)) {
+                if session.is_complete() {
                     waits.reset();
                 }
                 told = false;
