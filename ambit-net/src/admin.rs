@@ -9,6 +9,7 @@ mod readiness;
 
 use std::convert::Infallible;
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,10 +31,13 @@ use tracing::debug;
 pub use self::pages::{logging, metrics, quit, readiness};
 pub use self::readiness::Readiness;
 use crate::serve::serve;
+use crate::shares::Shares;
 use crate::tasks::{Spawner, Stop};
 
 /// Connections of one endpoint at a time: probes, a scraper or two, and a person.
 const CONNECTIONS: usize = 32;
+/// Of these, connections of one client address: a pod that holds its own must not keep the probes out.
+const OF_ONE_CLIENT: usize = 8;
 /// How long a client may take for the head of a request, and may leave a connection idle between two.
 const HEAD: Duration = Duration::from_secs(10);
 /// How long a connection may last in all; clients open another one.
@@ -210,7 +214,16 @@ impl Answer {
 /// Serves an endpoint until the group of `tasks` is stopped.
 pub async fn serve_routes(listener: TcpListener, routes: Arc<Routes>, tasks: Spawner) {
     let stop = tasks.stop_signal();
-    let handle = move |stream, _peer| serve_connection(stream, Arc::clone(&routes), stop.clone());
+    let shares = Shares::new(OF_ONE_CLIENT);
+    let handle = move |stream, peer: SocketAddr| {
+        let share = shares.try_take(peer.ip());
+        let (routes, stop) = (Arc::clone(&routes), stop.clone());
+        async move {
+            if let Some(_held) = share {
+                serve_connection(stream, routes, stop).await;
+            }
+        }
+    };
     serve(listener, CONNECTIONS, tasks, handle).await;
 }
 

@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
 
 use super::*;
@@ -207,4 +208,31 @@ async fn stop_closes_idle_connections_at_once() {
     let drained = tasks.drain(Duration::from_secs(30)).await;
     assert_eq!((drained.finished, drained.cut), (1, 0));
     assert!(began.elapsed() <= CLOSING);
+}
+
+/// Asks over loopback, from an address of the test's choice, and keeps the connection.
+async fn ask_from(client: &str, server: SocketAddr) -> std::io::Result<TcpStream> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(format!("{client}:0").parse().unwrap())?;
+    let mut stream = socket.connect(server).await?;
+    stream
+        .write_all(b"GET / HTTP/1.1\r\nhost: h\r\n\r\n")
+        .await?;
+    stream.read_exact(&mut [0; 15]).await?;
+    Ok(stream)
+}
+
+#[tokio::test]
+async fn one_client_cannot_keep_the_others_out() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let server = listener.local_addr().unwrap();
+    let tasks = Tasks::new("test");
+    let routes = Arc::new(Routes::new());
+    tasks.spawn(serve_routes(listener, routes, tasks.spawner()));
+    let mut held = Vec::new();
+    for _ in 0..OF_ONE_CLIENT {
+        held.push(ask_from("127.0.0.1", server).await.unwrap());
+    }
+    assert!(ask_from("127.0.0.1", server).await.is_err());
+    assert!(ask_from("127.0.0.2", server).await.is_ok());
 }
