@@ -205,8 +205,10 @@ impl World {
             ],
         )?;
         let gateway = Addresses::of_pod(number, 1);
+        // A bridge without an address of its own takes its lowest port's: a pod that is added would change it, and the
+        // other pods would send to the old one until their neighbour entries expire.
         let mut script = format!(
-            "link add pods type bridge forward_delay 0\nlink set pods up\n\
+            "link add pods address 02:00:00:00:00:01 type bridge forward_delay 0\nlink set pods up\n\
              addr add {}/24 dev pods\naddr add {}/64 dev pods nodad\n",
             gateway.v4, gateway.v6
         );
