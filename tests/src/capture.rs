@@ -102,11 +102,6 @@ impl Recording {
         &self.packets
     }
 
-    /// Sum of all frames, in bytes.
-    pub fn bytes(&self) -> usize {
-        self.packets.iter().map(|packet| packet.frame.len()).sum()
-    }
-
     /// True when `word` passed: in one frame, or across the segments of one direction of one connection.
     pub fn shows(&self, word: &[u8]) -> bool {
         self.packets

@@ -194,11 +194,6 @@ impl Process {
         read_from(&self.log, self.begin).unwrap_or_default()
     }
 
-    /// Where it prints to.
-    pub fn log_path(&self) -> &Path {
-        &self.log
-    }
-
     /// Waits until it has printed a line that `wanted` accepts, and returns the line.
     ///
     /// # Errors

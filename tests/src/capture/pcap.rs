@@ -26,8 +26,6 @@ pub struct Segment {
     pub sequence: u32,
     /// It opens a connection.
     pub syn: bool,
-    /// It aborts a connection.
-    pub reset: bool,
     /// What it carries.
     pub payload: Vec<u8>,
 }
@@ -107,7 +105,6 @@ fn segment(frame: &[u8]) -> Option<Segment> {
 
 fn tcp(from: IpAddr, to: IpAddr, segment: &[u8]) -> Option<Segment> {
     const SYN: u8 = 0x02;
-    const RST: u8 = 0x04;
     let header = usize::from(segment.get(12)? >> 4) * 4;
     let flags = *segment.get(13)?;
     Some(Segment {
@@ -115,7 +112,6 @@ fn tcp(from: IpAddr, to: IpAddr, segment: &[u8]) -> Option<Segment> {
         to: (to, half(segment, 2)?).into(),
         sequence: u32::from_be_bytes(*segment.get(4..8)?.first_chunk::<4>()?),
         syn: flags & SYN != 0,
-        reset: flags & RST != 0,
         payload: segment.get(header..)?.to_vec(),
     })
 }
@@ -172,10 +168,7 @@ mod tests {
         assert_eq!(segment.payload, b"hello");
         assert_eq!(segment.from, "10.0.0.1:12345".parse().unwrap());
         assert_eq!(segment.to, "10.0.0.2:15008".parse().unwrap());
-        assert_eq!(
-            (segment.sequence, segment.syn, segment.reset),
-            (7, false, false)
-        );
+        assert_eq!((segment.sequence, segment.syn), (7, false));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::io::{Read as _, Write as _};
 use http::{Method, Request};
 use tests::app::{Manner, Server, ask, refused};
 use tests::command::run_in;
-use tests::failure::{Failure, Outcome, ensure, ensure_eq};
+use tests::failure::{Context as _, Failure, Outcome, ensure, ensure_eq};
 use tests::inside;
 use tests::peer::{self, Answer, Authority, Validity};
 use tests::poll;
@@ -202,19 +202,10 @@ fn status(port: u16, wanted: u16, asked: impl FnOnce(&Server) -> Outcome<Request
 }
 
 fn answers_400_to_a_garbage_authority() -> Outcome {
-    for garbage in ["no-port", "10.244.2.10:0", "10.244.2.10:99999", "[::1:7207"] {
-        let Ok(asked) = connect(garbage) else {
-            continue;
-        };
-        let server = Server::start(&Stage::shared()?.far, 0, Manner::Sink)?;
-        ensure_eq(
-            ask_far(asked, PLAYED, Validity::Now)?,
-            Answer::Status(400),
-            garbage,
-        )?;
-        server.untouched_since(0)?;
+    for garbage in ["no-port", "10.244.2.10:0", "10.244.2.10:99999", "10.244.2.10:http"] {
+        status(0, 400, |_server| connect(garbage)).context(garbage)?;
     }
-    status(7207, 400, |_server| connect("no-port"))
+    Ok(())
 }
 
 fn answers_400_to_a_target_outside_the_pod() -> Outcome {
