@@ -202,7 +202,12 @@ fn status(port: u16, wanted: u16, asked: impl FnOnce(&Server) -> Outcome<Request
 }
 
 fn answers_400_to_a_garbage_authority() -> Outcome {
-    for garbage in ["no-port", "10.244.2.10:0", "10.244.2.10:99999", "10.244.2.10:http"] {
+    for garbage in [
+        "no-port",
+        "10.244.2.10:0",
+        "10.244.2.10:99999",
+        "10.244.2.10:http",
+    ] {
         status(0, 400, |_server| connect(garbage)).context(garbage)?;
     }
     Ok(())
