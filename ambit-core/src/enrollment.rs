@@ -15,6 +15,21 @@ pub const DATAPLANE_MODE: &str = "ambit.mesh/dataplane-mode";
 /// Istio's setting, a label: `ambient` or `none`.
 pub const ISTIO_DATAPLANE_MODE: &str = "istio.io/dataplane-mode";
 
+/// Annotation by which a node's ambient agent says that it captures a pod; ztunnels and controllers read it. Istio's key.
+pub const REDIRECTION: &str = "ambient.istio.io/redirection";
+
+/// Value of [`REDIRECTION`] on a pod whose traffic is captured.
+pub const REDIRECTION_ENABLED: &str = "enabled";
+
+/// Value of [`REDIRECTION`] on a pod whose capture has begun and is not complete.
+pub const REDIRECTION_PENDING: &str = "pending";
+
+/// Annotation beside [`REDIRECTION`] that says which agent wrote it.
+pub const CAPTURED_BY: &str = "ambit.mesh/captured-by";
+
+/// Value of [`CAPTURED_BY`] on a pod that our agent captures.
+pub const CAPTURED_BY_AMBIT: &str = "ambit";
+
 /// Annotation by which Istio marks a pod that has a sidecar of its own.
 const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
 
@@ -66,6 +81,17 @@ pub enum Enrollment {
     NotAsked,
 }
 
+/// Who has announced on a pod that it captures its traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Captor {
+    /// Nobody: its traffic is plain.
+    Nobody,
+    /// Our agent.
+    Ambit,
+    /// The agent of another ambient mesh; whatever the pod asks for, we leave it alone.
+    Another,
+}
+
 /// Decides whether a pod belongs to the mesh.
 ///
 /// A namespace that is not known counts as one without settings. Values other than `ambient` and `none` are no settings.
@@ -79,6 +105,16 @@ pub fn enrollment(pod: &PodFacts<'_>, namespace: &Metadata<'_>) -> Enrollment {
         (None, Some(Mode::None)) => Enrollment::NamespaceOptsOut,
         (None, Some(Mode::Ambient)) => Enrollment::ByNamespace,
         (None, None) => Enrollment::NotAsked,
+    }
+}
+
+/// Who captures a pod, by what its annotations say.
+pub fn captor(annotations: Option<&BTreeMap<String, String>>) -> Captor {
+    let ours = value(annotations, CAPTURED_BY) == Some(CAPTURED_BY_AMBIT);
+    match (value(annotations, REDIRECTION), ours) {
+        (Some(REDIRECTION_ENABLED), true) => Captor::Ambit,
+        (Some(REDIRECTION_ENABLED | REDIRECTION_PENDING), false) => Captor::Another,
+        _ => Captor::Nobody,
     }
 }
 

@@ -92,3 +92,27 @@ fn a_pod_without_uid_is_known_by_its_name() {
     assert_eq!(pod_uid(None, "shop", "web").as_str(), "shop/web");
     assert_eq!(pod_uid(Some(""), "shop", "web").as_str(), "shop/web");
 }
+
+#[test]
+fn a_capture_without_our_mark_is_another_agents() {
+    let ours = (CAPTURED_BY, CAPTURED_BY_AMBIT);
+    #[rustfmt::skip] // a row a case
+    let rows: [(&[(&str, &str)], Captor); 8] = [
+        (&[], Captor::Nobody),
+        (&[(REDIRECTION, "enabled"), ours], Captor::Ambit),
+        (&[(REDIRECTION, "enabled")], Captor::Another),
+        (&[(REDIRECTION, "pending")], Captor::Another),
+        (&[(REDIRECTION, "enabled"), (CAPTURED_BY, "somebody")], Captor::Another),
+        (&[(REDIRECTION, "disabled")], Captor::Nobody),
+        (&[(REDIRECTION, "pending"), ours], Captor::Nobody),
+        (&[ours], Captor::Nobody),
+    ];
+    for (annotations, want) in rows {
+        let annotations = annotations
+            .iter()
+            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let annotations: BTreeMap<_, _> = annotations.collect();
+        assert_eq!(captor(Some(&annotations)), want, "{annotations:?}");
+    }
+    assert_eq!(captor(None), Captor::Nobody);
+}
