@@ -159,8 +159,8 @@ impl App {
         let now = SystemTime::now();
         let root = Root::load_or_create(&config.root_file(), &config.mesh.trust_domain, now)?;
         private_file::replace_public(&config.root_out, root.pem().as_bytes())?;
-        let root_not_after = root.not_after();
-        let signer = Arc::new(Signer::new(root, config.longest_cert));
+        let (_never_changes, root) = watch::channel(Arc::new(root));
+        let signer = Arc::new(Signer::new(root.clone(), config.longest_cert));
         let (chain, key) = signer.server(&config.server_names, now)?;
         let meters = Meters::new("controller", NO_TRAFFIC);
         let authenticator = Authenticator::open(&config.tokens, Arc::clone(&meters))
@@ -179,7 +179,7 @@ impl App {
             tls: ServerTls::new(&chain, &key)?,
             overview: Overview {
                 trust_domain: Text::clone(&config.mesh.trust_domain),
-                root_not_after,
+                root,
                 roster: read_roster,
                 published,
                 authenticator,
@@ -337,10 +337,14 @@ async fn keep_ready(readiness: Readiness, mut published: Published) {
     }
 }
 
-/// Keeps the server's own certificate young.
+/// Keeps the server's own certificate young, and one of the root in force.
 async fn renew(tls: ServerTls, signer: Arc<Signer>, names: Vec<String>) {
+    let mut root = signer.root().clone();
     loop {
-        sleep(SERVER_LIFETIME / 2).await;
+        tokio::select! {
+            () = sleep(SERVER_LIFETIME / 2) => {}
+            Ok(()) = root.changed() => {}
+        }
         let renewed = signer.server(&names, SystemTime::now());
         match renewed.map(|(chain, key)| tls.replace(&chain, &key)) {
             Ok(Ok(())) => info!("the server's certificate is renewed"),

@@ -84,7 +84,7 @@ impl CertificateAuthority {
         self.issued
             .note(identity, caller.node_name(), signed.not_after);
         Ok(IstioCertificateResponse {
-            cert_chain: vec![signed.leaf, self.signer.root_pem().to_owned()],
+            cert_chain: vec![signed.leaf, signed.trusted],
         })
     }
 

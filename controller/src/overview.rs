@@ -24,6 +24,7 @@ use tracing::{debug, warn};
 
 use crate::ca::authenticate::Authenticator;
 use crate::ca::issued::Issued;
+use crate::ca::root::Root;
 use crate::roster::Roster;
 use crate::xds::proxies::Proxies;
 use crate::xds::server::Published;
@@ -58,8 +59,8 @@ pub enum OverviewError {
 pub struct Overview {
     /// Trust domain of all identities.
     pub trust_domain: Text,
-    /// Last second of the root, in seconds since the epoch.
-    pub root_not_after: u64,
+    /// The root in force.
+    pub root: watch::Receiver<Arc<Root>>,
     /// Who runs where.
     pub roster: watch::Receiver<Option<Arc<Roster>>>,
     /// The resources.
@@ -128,13 +129,11 @@ impl Overview {
     }
 
     fn problems(&self, roster: &Roster, now: u64) -> Vec<Problem> {
-        let ends_soon = self.root_not_after.saturating_sub(now) < ROOT_ENDS_SOON;
+        let left = self.root.borrow().not_after().saturating_sub(now);
+        let ends_soon = left < ROOT_ENDS_SOON;
         let root = ends_soon.then(|| Problem {
             place: "the root of the CA".to_owned(),
-            what: format!(
-                "it ends in {} days",
-                self.root_not_after.saturating_sub(now) / 86400
-            ),
+            what: format!("it ends in {} days", left / 86400),
         });
         let unread = self.roster.borrow().is_none().then(|| Problem {
             place: "the sources".to_owned(),

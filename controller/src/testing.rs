@@ -4,14 +4,17 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::SystemTime;
 
 use ambit_core::names::{ClusterId, NamespacedName, NetworkId};
 use ambit_net::documents::Document;
 use ambit_net::meters::Meters;
+use tokio::sync::watch;
 use tonic::Request;
 use tonic::service::Interceptor as _;
 
 use crate::ca::authenticate::{Authenticator, Caller};
+use crate::ca::root::Root;
 use crate::index::{Dirty, Index, MeshNames};
 use crate::private_file;
 use crate::watch::object::identify;
@@ -93,6 +96,12 @@ pub(crate) fn served(node: &str, pods: &[&str]) -> ServedPods {
 /// Reads `namespace/name`.
 pub(crate) fn name_of(text: &str) -> NamespacedName {
     NamespacedName::parse(text).unwrap()
+}
+
+/// A new root, made at this time, that stays in force.
+pub(crate) fn root(now: SystemTime) -> watch::Receiver<Arc<Root>> {
+    let root = Root::load_or_create(&Dir::new().path("root"), "cluster.local", now);
+    watch::channel(Arc::new(root.unwrap())).1
 }
 
 /// A directory of a test's own, removed at the end.

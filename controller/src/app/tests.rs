@@ -20,8 +20,7 @@ use tokio::time::timeout;
 use tonic::{Code, Request, Status};
 
 use super::*;
-use crate::ca::root::Root;
-use crate::testing::{Dir, applied, mesh, objects, token, write_token};
+use crate::testing::{Dir, applied, mesh, objects, root, token, write_token};
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -53,8 +52,8 @@ impl Bench {
         write_token(&dir.0, "late", &expired());
         let meters = Meters::new("test", 1);
         let authenticator = Authenticator::open(&dir.0, Arc::clone(&meters)).unwrap();
-        let root = Root::load_or_create(&dir.path("root"), "cluster.local", SystemTime::now());
-        let signer = Arc::new(Signer::new(root.unwrap(), Duration::from_secs(3600)));
+        let root = root(SystemTime::now());
+        let signer = Arc::new(Signer::new(root, Duration::from_secs(3600)));
         let (snapshots, published) = watch::channel(None);
         let (roster, read_roster) = watch::channel(None);
         let publisher = Publisher::new(mesh(), Outputs { snapshots, roster }, Arc::clone(&meters));

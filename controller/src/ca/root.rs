@@ -1,9 +1,10 @@
-//! The root of all identities: one key and certificate in a file of this program's own.
+//! The root of all identities: one key and certificate, and which roots beside it are trusted while one replaces another.
 //!
-//! Made once, when there is none; never made anew in silence, since every certificate of the mesh hangs on it. A file that
-//! is damaged, open to others or out of its time ends the start with words for the operator.
+//! Kept in a file of this program's own, or with Kubernetes in a Secret. Made once, when there is none; never
+//! made anew in silence, since every certificate of the mesh hangs on it. One that is damaged, open to others or out of its
+//! time ends the start with words for the operator.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rcgen::{
@@ -22,6 +23,8 @@ use crate::private_file::{self, PrivateFileError};
 const LIFETIME: Duration = Duration::from_secs(3650 * 86400);
 /// Clocks of nodes may be behind ours by as much.
 const BACKDATED: Duration = Duration::from_secs(3600);
+/// Most roots that are trusted at a time: the old one, the new one, and those of meshes that this one joins with.
+const MAX_TRUSTED: usize = 16;
 
 /// Why there is no root.
 #[derive(Debug, Error)]
@@ -29,13 +32,13 @@ pub enum RootError {
     /// The file cannot be read or written, or is open to others.
     #[error("the root of the CA cannot be used: {0}")]
     File(#[from] PrivateFileError),
-    /// The file does not hold a root and its key.
+    /// The file or Secret does not hold a root and its key.
     #[error(
-        "{path} is damaged: {cause}. Put back a copy; with a new root every pod needs a new certificate, and nodes a new root file"
+        "{place} is damaged: {cause}. Put back a copy; with a new root every pod needs a new certificate, and nodes a new root file"
     )]
     Damaged {
-        /// The file.
-        path: PathBuf,
+        /// The file or Secret.
+        place: String,
         /// What is wrong.
         cause: String,
     },
@@ -49,7 +52,19 @@ pub enum RootError {
 pub struct Root {
     issuer: Issuer<'static, KeyPair>,
     pem: String,
+    trusted: String,
     not_after: u64,
+}
+
+/// The texts that a root is made of, each PEM.
+#[derive(Clone, Copy, Debug)]
+pub struct RootTexts<'a> {
+    /// The certificate that signs.
+    pub certificate: &'a str,
+    /// Its private key.
+    pub key: &'a str,
+    /// All certificates that are trusted, that one among them; none trusts that one alone.
+    pub trusted: Option<&'a str>,
 }
 
 impl Root {
@@ -63,7 +78,7 @@ impl Root {
         now: SystemTime,
     ) -> Result<Self, RootError> {
         match private_file::read(path) {
-            Ok(bytes) => return Self::parse(path, &bytes, now),
+            Ok(bytes) => return Self::of_file(path, &bytes, now),
             Err(error) if error.is_not_found() => {}
             Err(error) => return Err(error.into()),
         }
@@ -72,7 +87,18 @@ impl Root {
             info!(path = %path.display(), "a root is made");
         }
         // Another process may have been first; what is in the file counts.
-        Self::parse(path, &private_file::read(path)?, now)
+        Self::of_file(path, &private_file::read(path)?, now)
+    }
+
+    /// Reads a root from its texts; `place` says in errors where they are from.
+    ///
+    /// # Errors
+    /// When they are not a root of ECDSA P-256 in its time with its key, or it is not among what is trusted.
+    pub fn parse(place: &str, texts: RootTexts<'_>, now: SystemTime) -> Result<Self, RootError> {
+        Self::read(texts, now).map_err(|cause| RootError::Damaged {
+            place: place.to_owned(),
+            cause,
+        })
     }
 
     /// What signs.
@@ -80,9 +106,14 @@ impl Root {
         &self.issuer
     }
 
-    /// The certificate as PEM.
+    /// The certificate that signs, as PEM.
     pub fn pem(&self) -> &str {
         &self.pem
+    }
+
+    /// All certificates that are trusted, as PEM, the one that signs first.
+    pub fn trusted(&self) -> &str {
+        &self.trusted
     }
 
     /// Its last second, in seconds since the epoch.
@@ -90,27 +121,63 @@ impl Root {
         self.not_after
     }
 
-    fn parse(path: &Path, bytes: &[u8], now: SystemTime) -> Result<Self, RootError> {
-        let damaged = |cause: String| RootError::Damaged {
-            path: path.to_owned(),
-            cause,
+    fn of_file(path: &Path, bytes: &[u8], now: SystemTime) -> Result<Self, RootError> {
+        let text = String::from_utf8_lossy(bytes);
+        let texts = RootTexts {
+            certificate: &text,
+            key: &text,
+            trusted: None,
         };
-        let pem = std::str::from_utf8(bytes).ok().and_then(certificate_pem);
-        let pem = pem.ok_or_else(|| damaged("no certificate".to_owned()))?;
+        Self::parse(&path.display().to_string(), texts, now)
+    }
+
+    fn read(texts: RootTexts<'_>, now: SystemTime) -> Result<Self, String> {
+        let pem = certificates(texts.certificate).next();
+        let pem = pem.ok_or_else(|| "no certificate".to_owned())?;
         let certificate = CertificateDer::from_pem_slice(pem.as_bytes());
-        let certificate = certificate.map_err(|e| damaged(format!("its certificate: {e}")))?;
-        let key = PrivateKeyDer::from_pem_slice(bytes);
-        let key = key.map_err(|e| damaged(format!("no private key: {e}")))?;
-        let key = KeyPair::try_from(&key).map_err(|e| damaged(format!("its key: {e}")))?;
-        let not_after = check(&certificate, &key, now).map_err(damaged)?;
+        let certificate = certificate.map_err(|e| format!("its certificate: {e}"))?;
+        let key = PrivateKeyDer::from_pem_slice(texts.key.as_bytes());
+        let key = key.map_err(|e| format!("no private key: {e}"))?;
+        let key = KeyPair::try_from(&key).map_err(|e| format!("its key: {e}"))?;
+        let not_after = check(&certificate, &key, now)?;
+        let trusted = texts
+            .trusted
+            .map_or_else(|| Ok(pem.clone()), |trusted| bundle(&pem, trusted))?;
         let issuer = Issuer::from_ca_cert_der(&certificate, key);
-        let issuer = issuer.map_err(|e| damaged(format!("its certificate: {e}")))?;
+        let issuer = issuer.map_err(|e| format!("its certificate: {e}"))?;
         Ok(Self {
             issuer,
             pem,
+            trusted,
             not_after,
         })
     }
+}
+
+/// What is trusted, `own` first; an error when `own` is not among it or one is no certificate of a CA.
+fn bundle(own: &str, trusted: &str) -> Result<String, String> {
+    let mut bundle = own.to_owned();
+    let mut has_own = false;
+    for (at, pem) in certificates(trusted).enumerate() {
+        if at == MAX_TRUSTED {
+            return Err(format!("more than {MAX_TRUSTED} certificates are trusted"));
+        }
+        let bad = |cause: String| format!("trusted certificate {}: {cause}", at + 1);
+        let der = CertificateDer::from_pem_slice(pem.as_bytes()).map_err(|e| bad(e.to_string()))?;
+        let (_, parsed) = X509Certificate::from_der(&der).map_err(|e| bad(e.to_string()))?;
+        if !parsed.is_ca() {
+            return Err(bad("it is not one of a CA".to_owned()));
+        }
+        if pem == own {
+            has_own = true;
+        } else {
+            bundle.push_str(&pem);
+        }
+    }
+    if !has_own {
+        return Err("the certificate that signs is not among those that are trusted".to_owned());
+    }
+    Ok(bundle)
 }
 
 /// Checks that a certificate is a root of this key and in its time; gives its last second.
@@ -154,12 +221,16 @@ fn make(trust_domain: &str, now: SystemTime) -> Result<String, rcgen::Error> {
     Ok(certificate.pem() + &key.serialize_pem())
 }
 
-/// The part of a PEM text that is its first certificate.
-fn certificate_pem(text: &str) -> Option<String> {
+/// The parts of a PEM text that are certificates, each with one form of line ends.
+fn certificates(text: &str) -> impl Iterator<Item = String> {
+    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
     const END: &str = "-----END CERTIFICATE-----";
-    let from = text.find("-----BEGIN CERTIFICATE-----")?;
-    let to = text.find(END)? + END.len();
-    Some(format!("{}\n", text.get(from..to)?))
+    text.split(BEGIN).skip(1).filter_map(|part| {
+        let (body, _) = part.split_once(END)?;
+        let lines = body.lines().map(str::trim).filter(|line| !line.is_empty());
+        let body: String = lines.map(|line| format!("{line}\n")).collect();
+        Some(format!("{BEGIN}\n{body}{END}\n"))
+    })
 }
 
 #[cfg(test)]

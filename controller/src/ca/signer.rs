@@ -4,6 +4,7 @@
 //! A workload's certificate is signed for a [`Caller`] only. Follows the X.509-SVID profile of SPIFFE.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use ambit_core::identity::SpiffeId;
@@ -16,6 +17,7 @@ use rcgen::{
 use rustls_pki_types::CertificateSigningRequestDer;
 use rustls_pki_types::pem::PemObject as _;
 use thiserror::Error;
+use tokio::sync::watch;
 use x509_parser::prelude::{FromDer as _, X509CertificationRequest};
 
 use super::authenticate::Caller;
@@ -50,26 +52,28 @@ pub enum SignError {
 pub struct Signed {
     /// The certificate as PEM.
     pub leaf: String,
+    /// The roots to trust, as PEM, the one that signed first.
+    pub trusted: String,
     /// Its last second, in seconds since the epoch.
     pub not_after: u64,
 }
 
-/// Signs with the root.
+/// Signs with the root that is in force.
 #[derive(Debug)]
 pub struct Signer {
-    root: Root,
+    root: watch::Receiver<Arc<Root>>,
     longest: Duration,
 }
 
 impl Signer {
     /// Signs for at most `longest`.
-    pub fn new(root: Root, longest: Duration) -> Self {
+    pub fn new(root: watch::Receiver<Arc<Root>>, longest: Duration) -> Self {
         Self { root, longest }
     }
 
-    /// The certificate of the root as PEM.
-    pub fn root_pem(&self) -> &str {
-        self.root.pem()
+    /// The root in force; it tells of the next one.
+    pub fn root(&self) -> &watch::Receiver<Arc<Root>> {
+        &self.root
     }
 
     /// Signs the key of a request (PEM, PKCS #10) for an identity that the caller may have. The lifetime is the one that
@@ -118,7 +122,8 @@ impl Signer {
         (lifetime, now): (Duration, SystemTime),
     ) -> Result<Signed, SignError> {
         let since_epoch = now.duration_since(UNIX_EPOCH).unwrap_or_default();
-        let left = Duration::from_secs(self.root.not_after()).saturating_sub(since_epoch);
+        let root = Arc::clone(&self.root.borrow());
+        let left = Duration::from_secs(root.not_after()).saturating_sub(since_epoch);
         let not_after = since_epoch + lifetime.min(left);
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
@@ -130,9 +135,10 @@ impl Signer {
         params.use_authority_key_identifier_extension = true;
         params.not_before = (now - BACKDATED.min(lifetime / 10)).into();
         params.not_after = (UNIX_EPOCH + not_after).into();
-        let leaf = params.signed_by(key, self.root.issuer())?;
+        let leaf = params.signed_by(key, root.issuer())?;
         Ok(Signed {
             leaf: leaf.pem(),
+            trusted: root.trusted().to_owned(),
             not_after: not_after.as_secs(),
         })
     }

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::time::timeout;
 
 use super::*;
-use crate::testing::{Dir, index, served, token, write_token};
+use crate::testing::{Dir, index, root, served, token, write_token};
 use crate::watch::Event;
 
 const NOW: u64 = 1_900_000_000;
@@ -17,7 +17,7 @@ const NOW: u64 = 1_900_000_000;
 fn overview(dir: &Dir, roster: Option<Roster>) -> Overview {
     Overview {
         trust_domain: "cluster.local".into(),
-        root_not_after: NOW + 10 * ROOT_ENDS_SOON,
+        root: root(UNIX_EPOCH + Duration::from_secs(NOW)),
         roster: watch::channel(roster.map(Arc::new)).1,
         published: watch::channel(None).1,
         authenticator: Authenticator::open(&dir.0, Meters::new("test", 1)).unwrap(),
@@ -88,9 +88,9 @@ fn what_a_person_has_to_act_on_is_told() {
         "n2",
         &token('a').replace("1999999999", "1000000000"),
     );
-    let mut overview = overview(&dir, None);
-    overview.root_not_after = NOW + 86400;
-    let problems = overview.status(NOW).problems;
+    let overview = overview(&dir, None);
+    let last_day = overview.root.borrow().not_after() - 86400;
+    let problems = overview.status(last_day).problems;
     let told = |word: &str| problems.iter().any(|problem| problem.what.contains(word));
     for word in [
         "have not been read",

@@ -118,3 +118,59 @@ fn a_root_out_of_its_time_is_refused() {
         assert!(error.to_string().contains("clock"), "{error}");
     }
 }
+
+/// Certificate and key of a new root.
+fn made() -> (String, String) {
+    let text = make("cluster.local", SystemTime::now()).unwrap();
+    let (certificate, key) = text.split_at(text.find("-----BEGIN PRIVATE").unwrap());
+    (certificate.to_owned(), key.to_owned())
+}
+
+fn with_trusted(trusted: &str, (certificate, key): &(String, String)) -> Result<Root, String> {
+    let texts = RootTexts {
+        certificate,
+        key,
+        trusted: Some(trusted),
+    };
+    Root::parse("the place", texts, SystemTime::now()).map_err(|error| error.to_string())
+}
+
+#[test]
+fn what_is_trusted_has_the_own_certificate_first_and_once() {
+    let (own, other) = (made(), made());
+    for trusted in [
+        format!("{}{}", other.0, own.0),
+        format!("# old\n{}\n# new\n{}{}", own.0, other.0, own.0),
+        format!("{}{}", own.0, other.0).replace('\n', "\r\n"),
+    ] {
+        let root = with_trusted(&trusted, &own).unwrap();
+        let first = certificates(&own.0).next().unwrap();
+        assert_eq!(root.pem(), first);
+        assert!(root.trusted().starts_with(&first));
+        assert_eq!(root.trusted().matches("BEGIN CERTIFICATE").count(), 2);
+    }
+}
+
+#[test]
+fn a_bundle_that_would_break_the_mesh_is_refused() {
+    let (own, other) = (made(), made());
+    let key = KeyPair::generate().unwrap();
+    let leaf = CertificateParams::default().self_signed(&key).unwrap();
+    let cases = [
+        (String::new(), "not among those that are trusted"),
+        (other.0.clone(), "not among those that are trusted"),
+        (format!("{}{}", own.0, leaf.pem()), "trusted certificate 2"),
+        (
+            own.0.clone() + &own.0.replacen("MII", "AAA", 1),
+            "trusted certificate 2",
+        ),
+        (own.0.clone() + &other.0.repeat(MAX_TRUSTED), "more than 16"),
+    ];
+    for (trusted, cause) in cases {
+        let error = with_trusted(&trusted, &own).unwrap_err();
+        assert!(
+            error.contains(cause) && error.contains("the place is damaged"),
+            "{error}"
+        );
+    }
+}

@@ -5,12 +5,10 @@ use rustls_pki_types::CertificateDer;
 use x509_parser::prelude::{GeneralName, ParsedExtension, X509Certificate};
 
 use super::*;
-use crate::testing::{Dir, caller};
+use crate::testing::{caller, root};
 
 fn signer(longest: u64) -> Signer {
-    let dir = Dir::new();
-    let root = Root::load_or_create(&dir.path("root"), "cluster.local", SystemTime::now()).unwrap();
-    Signer::new(root, Duration::from_secs(longest))
+    Signer::new(root(SystemTime::now()), Duration::from_secs(longest))
 }
 
 fn identity() -> SpiffeId {
@@ -84,7 +82,7 @@ fn a_leaf_has_the_identity_and_nothing_that_was_asked_for() {
 fn a_leaf_is_signed_by_the_root() {
     let signer = signer(3600);
     let signed = sign(&signer, &request(&KeyPair::generate().unwrap()), None).unwrap();
-    inspect(signer.root_pem(), |root| {
+    inspect(signer.root.borrow().pem(), |root| {
         inspect(&signed.leaf, |leaf| {
             leaf.verify_signature(Some(root.public_key())).unwrap();
             assert_eq!(leaf.issuer(), root.subject());
@@ -122,7 +120,7 @@ fn the_lifetime_is_what_was_asked_for_or_the_longest() {
 fn no_leaf_outlives_the_root() {
     let signer = signer(86400);
     let request = request(&KeyPair::generate().unwrap());
-    let end = signer.root.not_after();
+    let end = signer.root.borrow().not_after();
     let late = UNIX_EPOCH + Duration::from_secs(end - 100);
     let signed = signer
         .sign(&caller("n1"), &request, &identity(), (None, late))
@@ -264,4 +262,25 @@ fn the_servers_certificate_has_its_names_and_no_identity() {
             "{bad}"
         );
     }
+}
+
+#[test]
+fn another_root_signs_as_soon_as_it_is_in_force() {
+    let new = || Arc::clone(&root(SystemTime::now()).borrow());
+    let (old, next) = (new(), new());
+    let (sender, in_force) = watch::channel(Arc::clone(&old));
+    let signer = Signer::new(in_force, Duration::from_secs(3600));
+    let request = request(&KeyPair::generate().unwrap());
+    let signed_by = |root: &Root| {
+        let signed = sign(&signer, &request, None).unwrap();
+        assert_eq!(signed.trusted, root.trusted());
+        let der = CertificateDer::from_pem_slice(root.pem().as_bytes()).unwrap();
+        let (_, root) = X509Certificate::from_der(&der).unwrap();
+        inspect(&signed.leaf, |leaf| {
+            leaf.verify_signature(Some(root.public_key())).unwrap();
+        });
+    };
+    signed_by(&old);
+    sender.send_replace(Arc::clone(&next));
+    signed_by(&next);
 }
