@@ -5,7 +5,7 @@
 
 pub mod pods;
 pub mod memory;
-mod netns;
+pub mod netns;
 pub mod report;
 mod tools;
 mod pod;
