@@ -1,11 +1,14 @@
 # The only task runner. Each target is one script or one cargo call.
-.PHONY: help build test demo demo-down bench check fmt docs protos deny clean
+.PHONY: help build image test demo demo-down bench check fmt docs protos deny clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 build: ## build the programs, optimised
 	cargo build --locked --profile fast --workspace --bins
+
+image: ## make the images as one OCI archive, without Docker
+	@deploy/image
 
 test: ## run every test; the closing line is `N passed, N failed`
 	@tests/run

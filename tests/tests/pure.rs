@@ -10,3 +10,4 @@
 mod source;
 mod architecture;
 mod documents;
+mod deploy;
