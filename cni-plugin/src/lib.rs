@@ -1,17 +1,29 @@
 //! Ambit's part on the node that touches pods: redirection inside their namespaces, and their handoff to ztunnel.
 //!
-//! One program today, the node agent (`bin/ambit-cni-agent.rs`, here `app`); the CNI plugin that container runtimes call
-//! will ask it to add a pod by the same steps (`agent/pod.rs`). The order of the modules is the order of layers.
+//! Two programs: the CNI plugin that container runtimes call (`bin/ambit-cni.rs`, here `plugin`), and the node agent that it
+//! asks (`bin/ambit-cni-agent.rs`, here `app`). What they say to each other is in `socket`. Without the feature `agent` only
+//! the plugin is built, with nothing below it but std. The order of the modules is the order of layers.
 
+#[cfg(feature = "agent")]
 use std::error::Error;
 
+pub mod spec;
+pub mod socket;
+pub mod plugin;
+#[cfg(feature = "agent")]
 pub mod redirect;
+#[cfg(feature = "agent")]
 pub mod handoff;
+#[cfg(feature = "agent")]
 pub mod agent;
+#[cfg(feature = "agent")]
 pub mod endpoints;
+#[cfg(feature = "agent")]
 pub mod config;
+#[cfg(feature = "agent")]
 pub mod app;
 
+#[cfg(feature = "agent")]
 /// An error and everything that caused it, in one line for operators.
 pub fn with_causes(error: &dyn Error) -> String {
     let mut line = error.to_string();
