@@ -13,6 +13,7 @@ pub mod service;
 pub mod policy;
 pub mod enrollment;
 pub mod status;
+pub mod checks;
 pub mod hbone;
 pub mod view;
 pub mod balance;

@@ -15,6 +15,11 @@ pub struct MeshStatus {
     pub controller_version: String,
     /// Trust domain of all identities.
     pub trust_domain: String,
+    /// When the CA's root ends, in seconds since the epoch; none when the controller does not say.
+    pub root_not_after: Option<u64>,
+    /// The replicas whose documents were merged into this one; empty in a document of a single controller.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub replicas: Vec<ReplicaStatus>,
     /// Nodes that have pods, a token or a proxy.
     pub nodes: Vec<NodeStatus>,
     /// Pods of the mesh's sources, enrolled or not.
@@ -25,6 +30,19 @@ pub struct MeshStatus {
     pub proxies: Vec<ProxyStatus>,
     /// What is wrong in the sources, where a person has to act.
     pub problems: Vec<Problem>,
+}
+
+/// One replica of the controller, as whoever merged the documents saw it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+pub struct ReplicaStatus {
+    /// Its pod's name.
+    pub name: String,
+    /// Its version; empty when it did not answer.
+    pub version: String,
+    /// Why it did not answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unanswered: Option<String>,
 }
 
 /// One node.

@@ -8,6 +8,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use ambit_core::checks::Check;
+use ambit_core::names::Text;
 use ambit_net::admin::Readiness;
 use ambit_net::documents::{Directory, Limits};
 use ambit_net::handoff::{HandoffError, Listener};
@@ -24,6 +26,7 @@ use crate::agent::pods::Source;
 use crate::agent::pods::files::Files;
 use crate::agent::release::release;
 use crate::agent::{Agent, Means};
+use crate::checks::Checks;
 use crate::config::Config;
 use crate::endpoints::{self, EndpointError, Shown};
 use crate::handoff::Handoff;
@@ -31,6 +34,8 @@ use crate::redirect::{self, RedirectError};
 
 /// How long tasks may take to end; none of them waits for another program.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
+/// Name of the check that says what the kernel can do.
+const KERNEL: &str = "kernel";
 
 /// Why the agent does not start, or cannot clean up.
 #[derive(Debug, Error)]
@@ -69,7 +74,8 @@ pub enum AppError {
 /// # Errors
 /// When it cannot start: then nothing has been touched.
 pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
-    rehearse().await?;
+    let checks = Checks::default();
+    checks.note(rehearse().await?);
     let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
     let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
     let Opened {
@@ -94,7 +100,9 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         meters,
         readiness,
         log,
+        node: Text::clone(&config.node),
         pods: agent.report().watch(),
+        checks,
         ztunnels: handoff.connected(),
     };
     endpoints::start(config.endpoints, shown, &operators)?;
@@ -164,13 +172,20 @@ pub async fn release_all(config: Config) -> Result<(), AppError> {
 
 /// Does everything once in a namespace made for it, so that a kernel or a container that lacks something is known at the
 /// start and not at the first pod.
-async fn rehearse() -> Result<(), AppError> {
+async fn rehearse() -> Result<Check, AppError> {
     let stage = Netns::fresh()?;
     let seen = stage.run_on_thread(redirect::rehearse).await??;
-    if let Some(missing) = seen {
-        warn!(%missing, "leaving pods will wait for AMBIT_LEAVE_TIMEOUT instead of their last connection");
-    }
-    Ok(())
+    Ok(match seen {
+        None => Check::good(KERNEL, "it redirects as the mesh needs it"),
+        Some(missing) => {
+            warn!(%missing, "leaving pods will wait for AMBIT_LEAVE_TIMEOUT instead of their last connection");
+            Check::note(
+                KERNEL,
+                "leaving pods wait for AMBIT_LEAVE_TIMEOUT instead of their last connection",
+                format!("the kernel lacks {missing}"),
+            )
+        }
+    })
 }
 
 fn bind(socket: &Path) -> Result<Listener, AppError> {

@@ -108,7 +108,7 @@ fn endpoints(env: &mut EnvReader) -> Addresses {
     let admin = env
         .setting(
             "AMBIT_ADMIN_ADDR",
-            "The pods and their states (/pods), and the log's filter (/logging); it asks for no password, so keep it local.",
+            "The pods and their states (/pods), what was found on this node (/checks), and the log's filter (/logging); it asks for no password, so keep it local.",
         )
         .socket_addr((Ipv4Addr::LOCALHOST, ADMIN).into());
     let metrics = env

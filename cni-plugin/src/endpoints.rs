@@ -1,4 +1,5 @@
-//! What operators can ask the agent: metrics and readiness for machines, the pods and the log's filter for people.
+//! What operators can ask the agent: metrics and readiness for machines; the pods, the node's checks and the log's filter
+//! for people.
 //!
 //! Started by `app.rs`. It only shows what the parts report, and keeps the metrics that follow from it.
 
@@ -6,23 +7,24 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use ambit_core::names::PodUid;
+use ambit_core::names::{PodUid, Text};
 use ambit_net::admin::{self, Answer, Readiness, Routes};
 use ambit_net::meters::{self, Meters};
 use ambit_net::sockopt::{self, ListenerOptions, SocketError};
 use ambit_net::tasks::Tasks;
-use ambit_net::telemetry::Log;
+use ambit_net::telemetry::{Log, VERSION};
 use serde::Serialize;
 use thiserror::Error;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use crate::agent::report::{PodReport, Pods, Stand};
+use crate::checks::Checks;
 
 /// Where the endpoints are.
 #[derive(Clone, Copy, Debug)]
 pub struct Addresses {
-    /// The pods and the log, for people on this node.
+    /// The pods, the checks and the log, for people on this node.
     pub admin: SocketAddr,
     /// Metrics and readiness.
     pub metrics: SocketAddr,
@@ -60,8 +62,12 @@ pub struct Shown {
     pub readiness: Readiness,
     /// The log.
     pub log: Arc<Log>,
+    /// This node's name.
+    pub node: Text,
     /// The pods.
     pub pods: watch::Receiver<Pods>,
+    /// What was found on this node.
+    pub checks: Checks,
     /// Number of connected ztunnels.
     pub ztunnels: watch::Receiver<usize>,
 }
@@ -72,8 +78,12 @@ pub struct Shown {
 /// When an address is taken or not ours.
 pub fn start(at: Addresses, shown: Shown, tasks: &Tasks) -> Result<(), EndpointError> {
     let pods = shown.pods.clone();
+    let (checks, node) = (shown.checks, shown.node);
     let people = Routes::new()
         .get("/pods", move |_query| Answer::json(&lines(&pods.borrow())))
+        .get("/checks", move |_query| {
+            Answer::json(&checks.document(&node, VERSION))
+        })
         .and(admin::logging(shown.log));
     let machines = admin::metrics(&shown.meters).and(admin::readiness(shown.readiness));
     let endpoints = [

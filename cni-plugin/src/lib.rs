@@ -11,6 +11,8 @@ pub mod spec;
 pub mod socket;
 pub mod plugin;
 #[cfg(feature = "agent")]
+pub mod checks;
+#[cfg(feature = "agent")]
 pub mod redirect;
 #[cfg(feature = "agent")]
 pub mod handoff;

@@ -88,11 +88,13 @@ impl Overview {
         MeshStatus {
             controller_version: VERSION.to_owned(),
             trust_domain: self.trust_domain.to_string(),
+            root_not_after: Some(self.root.borrow().not_after()),
             nodes: self.nodes(&roster, &proxies),
             pods: roster.pods.clone(),
             identities: self.issued.status(now),
             proxies,
             problems: self.problems(&roster, now),
+            ..MeshStatus::default()
         }
     }
 
