@@ -15,6 +15,8 @@ pub mod checks;
 #[cfg(feature = "agent")]
 pub mod redirect;
 #[cfg(feature = "agent")]
+pub mod host;
+#[cfg(feature = "agent")]
 pub mod handoff;
 #[cfg(feature = "agent")]
 pub mod agent;

@@ -7,7 +7,7 @@
 mod netlink;
 pub mod ruleset;
 mod error;
-mod nft;
+pub(crate) mod nft;
 mod routes;
 mod connections;
 
@@ -15,7 +15,10 @@ pub use error::{Feature, RedirectError, Step};
 
 use nft::Found;
 use routes::{Entry, Routing};
-use ruleset::{Families, Phase, PodNet};
+use ruleset::{Families, MANGLE_TABLE, NAT_TABLE, Phase, PodNet};
+
+/// The tables of a pod.
+const TABLES: [&str; 2] = [NAT_TABLE, MANGLE_TABLE];
 
 /// What [`apply`] did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,7 +56,7 @@ pub fn apply(pod: &PodNet, phase: Phase) -> Result<Applied, RedirectError> {
                 made.push(entry);
             }
         }
-        if nft::compare(&wanted)? == Found::Same {
+        if nft::compare(&TABLES, &wanted)? == Found::Same {
             return Ok(made.is_empty());
         }
         nft::replace(&wanted)?;
@@ -83,7 +86,7 @@ pub fn verify(pod: &PodNet, phase: Phase) -> Result<bool, RedirectError> {
             return Ok(false);
         }
     }
-    Ok(nft::compare(&ruleset::for_pod(pod, phase))? == Found::Same)
+    Ok(nft::compare(&TABLES, &ruleset::for_pod(pod, phase))? == Found::Same)
 }
 
 /// True when the namespace has none of our tables, in whatever state.
@@ -91,7 +94,7 @@ pub fn verify(pod: &PodNet, phase: Phase) -> Result<bool, RedirectError> {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn is_absent() -> Result<bool, RedirectError> {
-    Ok(nft::compare(&ruleset::Ruleset { tables: vec![] })? == Found::Nothing)
+    Ok(nft::compare(&TABLES, &ruleset::Ruleset { tables: vec![] })? == Found::Nothing)
 }
 
 /// Removes everything that [`apply`] makes, in reverse order. Nothing there is fine.
@@ -99,7 +102,7 @@ pub fn is_absent() -> Result<bool, RedirectError> {
 /// # Errors
 /// The first refusal; the rest is tried all the same.
 pub fn remove() -> Result<(), RedirectError> {
-    let mut result = nft::remove();
+    let mut result = nft::remove(&TABLES);
     let mut routing = Routing::open()?;
     for entry in Entry::all(Families::DUAL).rev() {
         result = result.and(routing.delete(entry));

@@ -14,6 +14,10 @@ mod stand_in;
 mod talk;
 #[path = "netns/redirect.rs"]
 mod redirect;
+#[path = "netns/host.rs"]
+mod host;
+#[path = "netns/finder.rs"]
+mod finder;
 #[path = "netns/node_agent.rs"]
 mod node_agent;
 #[path = "netns/stage.rs"]
@@ -67,6 +71,8 @@ fn trials() -> Vec<Trial> {
     let subjects: &[(&str, &[Claim])] = &[
         ("world", world::CLAIMS),
         ("redirect", redirect::CLAIMS),
+        ("host", host::CLAIMS),
+        ("finder", finder::CLAIMS),
         ("node_agent", node_agent::CLAIMS),
         ("capture", capture::CLAIMS),
         ("stream", stream::CLAIMS),

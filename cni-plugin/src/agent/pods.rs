@@ -4,6 +4,7 @@
 //! from the Kubernetes API will be a second variant. Knows nothing of namespaces of the kernel.
 
 pub mod files;
+pub mod probes;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;

@@ -37,6 +37,8 @@ pub enum Step {
     Table,
     /// Making a base chain.
     Chain(ChainKind),
+    /// Making a set, or adding to it.
+    Set,
     /// Adding a rule.
     Rule,
     /// Reading the rules back.
@@ -58,6 +60,7 @@ impl fmt::Display for Step {
             Self::Routing => write!(f, "reaching the routing tables"),
             Self::Table => write!(f, "writing the nftables table"),
             Self::Chain(kind) => write!(f, "adding the nftables {} chain", kind.name()),
+            Self::Set => write!(f, "adding an nftables set"),
             Self::Rule => write!(f, "adding an nftables rule"),
             Self::ReadRules => write!(f, "reading the nftables rules"),
             Self::PolicyRule => write!(f, "writing the routing rule for marked packets"),
@@ -100,6 +103,7 @@ impl Feature {
             Self::RouteChain => ("CONFIG_NF_TABLES_INET of Linux 5.3 or newer", None),
             Self::Expression(name) => match name.as_str() {
                 "redir" => ("CONFIG_NFT_REDIR", Some("nft_redir")),
+                "nat" => ("CONFIG_NFT_NAT", Some("nft_nat")),
                 "ct" => ("CONFIG_NFT_CT and CONFIG_NF_CONNTRACK_MARK", Some("nft_ct")),
                 _ => ("CONFIG_NF_TABLES of Linux 5.6 or newer", None),
             },
@@ -176,8 +180,8 @@ pub enum RedirectError {
     },
     /// The rules were written and read back otherwise: something else in the namespace changes them.
     #[error(
-        "the rules read back differ from those written; another program changes the tables ambit-nat or ambit-mangle, \
-         the routing rule or its table in this namespace"
+        "the rules read back differ from those written; another program changes the tables ambit-nat, \
+         ambit-mangle or ambit-host, the routing rule or its table in this namespace"
     )]
     Disputed,
 }

@@ -17,9 +17,10 @@ use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::error::{RedirectError, Step};
 use super::netlink::{Conversation, NetlinkError};
-use super::ruleset::{Chain, Hook, MANGLE_TABLE, NAT_TABLE, Ruleset, Table};
+use super::ruleset::{Chain, Hook, Ruleset, Table};
 
 mod expressions;
+mod sets;
 
 /// Number of nftables among netfilter's subsystems; a batch names it (`NFNL_SUBSYS_NFTABLES`).
 const SUBSYSTEM: u16 = 10;
@@ -30,7 +31,7 @@ const ACCEPT: u32 = 1;
 ///
 /// Deleting and making anew in one transaction is what `nft -f` does on a reload: the new chains are at their hooks and
 /// hold connection tracking before the old ones go, so open connections keep their translation.
-pub(super) fn replace(rules: &Ruleset) -> Result<(), RedirectError> {
+pub(crate) fn replace(rules: &Ruleset) -> Result<(), RedirectError> {
     let mut batch = Batch::default();
     for table in &rules.tables {
         batch.delete(table.name);
@@ -39,18 +40,19 @@ pub(super) fn replace(rules: &Ruleset) -> Result<(), RedirectError> {
     batch.commit()
 }
 
-/// Removes our tables, all or nothing; absent ones are fine.
-pub(super) fn remove() -> Result<(), RedirectError> {
+/// Removes tables of ours, all or nothing; absent ones are fine.
+pub(crate) fn remove(tables: &[&'static str]) -> Result<(), RedirectError> {
     let mut batch = Batch::default();
-    batch.delete(NAT_TABLE);
-    batch.delete(MANGLE_TABLE);
+    for table in tables {
+        batch.delete(table);
+    }
     batch.commit()
 }
 
 /// What is in the kernel under our names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Found {
-    /// Neither table.
+pub(crate) enum Found {
+    /// None of the tables.
     Nothing,
     /// Exactly the wanted rules.
     Same,
@@ -58,12 +60,12 @@ pub(super) enum Found {
     Other,
 }
 
-/// Compares the kernel's tables with the wanted ones.
-pub(super) fn compare(rules: &Ruleset) -> Result<Found, RedirectError> {
+/// Compares the kernel's tables of these names with the wanted ones.
+pub(crate) fn compare(tables: &[&str], rules: &Ruleset) -> Result<Found, RedirectError> {
     let mut kernel = Conversation::open(NETLINK_NETFILTER)
         .map_err(|error| RedirectError::explain(Step::Netfilter, error))?;
-    let found =
-        Dump::read(&mut kernel).map_err(|error| RedirectError::explain(Step::ReadRules, error))?;
+    let found = Dump::read(&mut kernel, tables)
+        .map_err(|error| RedirectError::explain(Step::ReadRules, error))?;
     if found.tables.is_empty() {
         return Ok(Found::Nothing);
     }
@@ -100,6 +102,11 @@ impl Batch {
         let attributes = table_attributes(table.name);
         let message = NfTablesMessage::NewTable(TableMessage { attributes });
         self.push(message, NLM_F_CREATE, Step::Table);
+        for (set, id) in table.sets.iter().zip(1..) {
+            for message in sets::messages(table.name, set, id) {
+                self.push(message, NLM_F_CREATE, Step::Set);
+            }
+        }
         for chain in &table.chains {
             let attributes = chain_attributes(table.name, chain);
             let message = NfTablesMessage::NewChain(ChainMessage { attributes });
@@ -167,13 +174,14 @@ fn chain_attributes(table: &str, chain: &Chain) -> Vec<ChainAttribute> {
     let hook = match chain.hook {
         Hook::Prerouting => InetHookNumber::PreRouting,
         Hook::Output => InetHookNumber::LocalOut,
+        Hook::Postrouting => InetHookNumber::PostRouting,
     };
     vec![
         ChainAttribute::Table(table.to_owned()),
         ChainAttribute::Name(chain.name.to_owned()),
         ChainAttribute::Hook(vec![
             HookAttribute::Number(HookNumber::Inet(hook)),
-            HookAttribute::Priority(chain.kind.priority().cast_unsigned()),
+            HookAttribute::Priority(chain.priority().cast_unsigned()),
         ]),
         ChainAttribute::Policy(ACCEPT),
         ChainAttribute::Type(chain.kind.name().to_owned()),
@@ -184,6 +192,9 @@ fn chain_attributes(table: &str, chain: &Chain) -> Vec<ChainAttribute> {
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Dump {
     tables: Vec<Attributes>,
+    sets: Vec<Attributes>,
+    /// Keys, with the names of their table and set.
+    elements: Vec<(String, String, Vec<u8>)>,
     chains: Vec<Attributes>,
     rules: Vec<(String, String, Vec<Attributes>)>,
 }
@@ -196,9 +207,15 @@ impl Dump {
     fn of(rules: &Ruleset) -> Self {
         let mut dump = Self::default();
         for table in &rules.tables {
-            dump.add_table(&table_attributes(table.name));
+            dump.tables.push(canonical(&table_attributes(table.name)));
+            for set in &table.sets {
+                dump.sets
+                    .push(sets::canonical_set(&sets::attributes(table.name, set, 0)));
+                dump.add_elements(table.name, set.name, sets::keys(set));
+            }
             for chain in &table.chains {
-                dump.add_chain(&chain_attributes(table.name, chain));
+                dump.chains
+                    .push(canonical(&chain_attributes(table.name, chain)));
                 for rule in &chain.rules {
                     let name = (table.name.to_owned(), chain.name.to_owned());
                     dump.add_rule(name, &expressions::of(rule));
@@ -208,49 +225,61 @@ impl Dump {
         dump.sorted()
     }
 
-    /// Reads our tables from the kernel.
-    fn read(kernel: &mut Conversation) -> Result<Self, NetlinkError> {
+    /// Reads the tables of these names from the kernel.
+    fn read(kernel: &mut Conversation, tables: &[&str]) -> Result<Self, NetlinkError> {
         let mut dump = Self::default();
         let all = TableMessage { attributes: vec![] };
+        let mut there = Vec::new();
         for message in dump_of(kernel, NfTablesMessage::GetTable(all))? {
             if let NfTablesMessage::NewTable(table) = message {
-                dump.add_table(&table.attributes);
+                there.extend(dump.read_table(&table.attributes, tables));
             }
         }
         let all = ChainMessage { attributes: vec![] };
         for message in dump_of(kernel, NfTablesMessage::GetChain(all))? {
             if let NfTablesMessage::NewChain(chain) = message {
-                dump.add_chain(&chain.attributes);
+                dump.read_chain(&chain.attributes, tables);
             }
         }
-        for table in [NAT_TABLE, MANGLE_TABLE] {
+        for table in there {
+            for (set, attributes) in sets::of_table(kernel, table)? {
+                let keys = sets::keys_of(kernel, table, &set)?;
+                dump.sets.push(attributes);
+                dump.add_elements(table, &set, keys);
+            }
             let of_table = RuleMessage {
                 attributes: vec![RuleAttribute::Table(table.to_owned())],
             };
             for message in dump_of(kernel, NfTablesMessage::GetRule(of_table))? {
                 if let NfTablesMessage::NewRule(rule) = message {
-                    dump.read_rule(&rule.attributes);
+                    dump.read_rule(&rule.attributes, table);
                 }
             }
         }
         Ok(dump.sorted())
     }
 
-    fn add_table(&mut self, attributes: &[TableAttribute]) {
-        let ours = attributes
-            .iter()
-            .any(|a| matches!(a, TableAttribute::Name(name) if is_ours(name)));
-        if ours {
-            self.tables.push(canonical(attributes.iter().filter(|a| {
-                matches!(a, TableAttribute::Name(_) | TableAttribute::Flags(_))
-            })));
-        }
+    /// Notes a table if its name is one of these; returns it then.
+    fn read_table<'a>(
+        &mut self,
+        attributes: &[TableAttribute],
+        tables: &[&'a str],
+    ) -> Option<&'a str> {
+        let is_named = |wanted: &str| {
+            let mut attributes = attributes.iter();
+            attributes.any(|a| matches!(a, TableAttribute::Name(name) if name == wanted))
+        };
+        let ours = tables.iter().find(|table| is_named(table))?;
+        self.tables.push(canonical(attributes.iter().filter(|a| {
+            matches!(a, TableAttribute::Name(_) | TableAttribute::Flags(_))
+        })));
+        Some(ours)
     }
 
-    fn add_chain(&mut self, attributes: &[ChainAttribute]) {
+    fn read_chain(&mut self, attributes: &[ChainAttribute], tables: &[&str]) {
         let ours = attributes
             .iter()
-            .any(|a| matches!(a, ChainAttribute::Table(name) if is_ours(name)));
+            .any(|a| matches!(a, ChainAttribute::Table(name) if tables.contains(&name.as_str())));
         if ours {
             self.chains.push(canonical(attributes.iter().filter(|a| {
                 matches!(
@@ -265,7 +294,13 @@ impl Dump {
         }
     }
 
-    fn read_rule(&mut self, attributes: &[RuleAttribute]) {
+    fn add_elements(&mut self, table: &str, set: &str, keys: Vec<Vec<u8>>) {
+        let keys = keys.into_iter();
+        self.elements
+            .extend(keys.map(|key| (table.to_owned(), set.to_owned(), key)));
+    }
+
+    fn read_rule(&mut self, attributes: &[RuleAttribute], wanted: &str) {
         let mut name = (String::new(), String::new());
         let mut instructions: &[ListAttribute<ExpressionAttribute>] = &[];
         for attribute in attributes {
@@ -276,7 +311,8 @@ impl Dump {
                 _ => {}
             }
         }
-        if is_ours(&name.0) {
+        // A kernel that does not know the request's filter sends the rules of all tables.
+        if name.0 == wanted {
             self.add_rule(name, instructions);
         }
     }
@@ -290,9 +326,11 @@ impl Dump {
         self.rules.push((table, chain, instructions));
     }
 
-    /// Tables and chains in any order, rules by chain and there in their own order.
+    /// Tables, sets and chains in any order, rules by chain and there in their own order.
     fn sorted(mut self) -> Self {
         self.tables.sort();
+        self.sets.sort();
+        self.elements.sort();
         self.chains.sort();
         self.rules
             .sort_by(|(t1, c1, _), (t2, c2, _)| (t1, c1).cmp(&(t2, c2)));
@@ -309,10 +347,6 @@ fn dump_of(
         NetfilterMessageInner::NfTables(message) => Some(message),
         _ => None,
     }))
-}
-
-fn is_ours(table: &str) -> bool {
-    table == NAT_TABLE || table == MANGLE_TABLE
 }
 
 /// One instruction: its name and its own attributes, sorted together.

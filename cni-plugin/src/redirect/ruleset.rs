@@ -5,7 +5,8 @@
 //! is redirected. Connection tracking takes up mid-stream packets as new (`nf_conntrack_tcp_loose`), and without that
 //! condition joining would reset what is open. Golden copies: `golden/*.nft`, which `nft -f` accepts as they are.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use ambit_core::ports;
 
@@ -96,7 +97,7 @@ pub enum Phase {
     Leaving,
 }
 
-/// All tables of one pod.
+/// All tables of ours in one namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ruleset {
     /// Tables of family `inet`, in the order in which they are made.
@@ -108,8 +109,21 @@ pub struct Ruleset {
 pub struct Table {
     /// Its name.
     pub name: &'static str,
+    /// Its sets.
+    pub sets: Vec<Set>,
     /// Its base chains.
     pub chains: Vec<Chain>,
+}
+
+/// A named set of addresses with ports, all of one family.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Set {
+    /// Its name.
+    pub name: &'static str,
+    /// True when its addresses are of IPv6.
+    pub v6: bool,
+    /// What is in it.
+    pub elements: BTreeSet<SocketAddr>,
 }
 
 /// One base chain; its policy is accept.
@@ -145,12 +159,16 @@ impl ChainKind {
             Self::Route => "route",
         }
     }
+}
 
-    /// Priority: -150 (mangle) is after connection tracking (-200) and before address translation (-100, dstnat).
-    pub const fn priority(self) -> i32 {
-        match self {
-            Self::Filter | Self::Route => -150,
-            Self::Nat => -100,
+impl Chain {
+    /// -150 (mangle) is after connection tracking (-200) and before address translation (-100, dstnat). Behind routing, 95 is
+    /// before those who translate every source (100, srcnat): the first translation stays.
+    pub const fn priority(&self) -> i32 {
+        match (self.kind, self.hook) {
+            (ChainKind::Filter | ChainKind::Route, _) => -150,
+            (ChainKind::Nat, Hook::Postrouting) => 95,
+            (ChainKind::Nat, _) => -100,
         }
     }
 }
@@ -162,6 +180,8 @@ pub enum Hook {
     Prerouting,
     /// Every packet made in the namespace.
     Output,
+    /// Every packet that leaves.
+    Postrouting,
 }
 
 /// One rule: when all conditions hold, the action is taken.
@@ -186,6 +206,10 @@ pub enum Condition {
     Source(IpAddr),
     /// The packet goes to this address.
     Destination(IpAddr),
+    /// The packet's destination and TCP port are in this set, which is of IPv6 or not.
+    DestinationIn(&'static str, bool),
+    /// The packet was made by a process of this user in this namespace.
+    User(u32),
     /// The packet arrived on this interface.
     Arrives(InterfaceName),
     /// The packet did not arrive over loopback.
@@ -213,6 +237,8 @@ pub enum Action {
     Drop,
     /// Sends the connection to this port of the namespace itself.
     Redirect(u16),
+    /// Has the connection come from this address.
+    TranslateSource(IpAddr),
     /// Writes the connection's mark under [`ports::MARK_MASK`].
     SetConnMark(u32),
     /// Writes the packet's mark under [`ports::MARK_MASK`].
@@ -255,6 +281,7 @@ fn mangle() -> Table {
     );
     Table {
         name: MANGLE_TABLE,
+        sets: Vec::new(),
         chains: vec![
             chain(Hook::Prerouting, ChainKind::Filter, vec![remember]),
             chain(Hook::Output, ChainKind::Route, vec![restore]),
@@ -265,6 +292,7 @@ fn mangle() -> Table {
 fn nat(prerouting: Vec<Rule>, output: Vec<Rule>) -> Table {
     Table {
         name: NAT_TABLE,
+        sets: Vec::new(),
         chains: vec![
             chain(Hook::Prerouting, ChainKind::Nat, prerouting),
             chain(Hook::Output, ChainKind::Nat, output),
@@ -358,6 +386,7 @@ impl Hook {
         match self {
             Self::Prerouting => "prerouting",
             Self::Output => "output",
+            Self::Postrouting => "postrouting",
         }
     }
 }

@@ -8,8 +8,8 @@ use std::net::IpAddr;
 use ambit_core::ports;
 use netlink_packet_core::DefaultNla;
 use netlink_packet_netfilter::nftables::{
-    Bitwise, Cmp, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute, Meta,
-    MetaKey, Operator, Payload, Register, Verdict, VerdictAttribute,
+    Bitwise, Cmp, DataAttribute, ExpressionAttribute, Expressions, Immediate, ListAttribute,
+    Lookup, Meta, MetaKey, Operator, Payload, Register, Verdict, VerdictAttribute,
 };
 
 use crate::redirect::ruleset::{Action, Condition, Rule};
@@ -42,6 +42,10 @@ const CT_ESTABLISHED: u32 = 2;
 /// Verdicts `NF_DROP` and `NF_ACCEPT`.
 const DROP: u32 = 0;
 const ACCEPT: u32 = 1;
+/// `NFT_NAT_SNAT`.
+const SOURCE_NAT: u32 = 0;
+/// `NF_NAT_RANGE_MAP_IPS`: the translation says the address.
+const ADDRESS_GIVEN: u32 = 1;
 /// `NF_NAT_RANGE_PROTO_SPECIFIED`: the redirection says the port.
 const PORT_GIVEN: u32 = 2;
 
@@ -75,6 +79,8 @@ fn condition(condition: &Condition) -> Vec<Expressions> {
         }
         Condition::Source(addr) => address(*addr, IPV4_SOURCE, IPV6_SOURCE),
         Condition::Destination(addr) => address(*addr, IPV4_DESTINATION, IPV6_DESTINATION),
+        Condition::DestinationIn(set, v6) => destination_in(set, *v6),
+        Condition::User(user) => vec![load(MetaKey::SocketUserId), equals(&user.to_ne_bytes())],
         Condition::Arrives(name) => {
             vec![load(MetaKey::Iifname), equals(&interface(name.as_str()))]
         }
@@ -119,6 +125,7 @@ fn action(action: Action) -> Vec<Expressions> {
             ]),
             redirect(),
         ],
+        Action::TranslateSource(addr) => translate_source(addr),
         Action::SetConnMark(mark) => {
             vec![ct_load(CtKey::Mark), under_others(mark), ct_store_mark()]
         }
@@ -150,6 +157,44 @@ fn address(addr: IpAddr, v4: (u32, u32), v6: (u32, u32)) -> Vec<Expressions> {
     ]
 }
 
+/// Address and port, one behind the other in registers of 32 bits, as one key.
+fn destination_in(set: &str, v6: bool) -> Vec<Expressions> {
+    let (family, addr, behind) = match v6 {
+        false => (NFPROTO_IPV4, IPV4_DESTINATION, Register::Reg32_01),
+        true => (NFPROTO_IPV6, IPV6_DESTINATION, Register::Reg2),
+    };
+    vec![
+        load(MetaKey::Nfproto),
+        equals(&[family]),
+        payload(NETWORK_HEADER, addr),
+        payload_into(behind, TRANSPORT_HEADER, TCP_DESTINATION_PORT),
+        Expressions::Lookup(vec![
+            Lookup::Set(set.to_owned()),
+            Lookup::SourceRegister(REGISTER),
+            Lookup::Flags(0),
+        ]),
+    ]
+}
+
+/// `NFTA_NAT_TYPE` is 1, `_FAMILY` 2, `_REG_ADDR_MIN` 3, `_REG_ADDR_MAX` 4, `_FLAGS` 7.
+fn translate_source(addr: IpAddr) -> Vec<Expressions> {
+    let (family, bytes) = match addr {
+        IpAddr::V4(addr) => (NFPROTO_IPV4, addr.octets().to_vec()),
+        IpAddr::V6(addr) => (NFPROTO_IPV6, addr.octets().to_vec()),
+    };
+    let (kind, family, addr) = ((1, SOURCE_NAT), (2, family.into()), REGISTER.into());
+    vec![
+        Expressions::Immediate(vec![
+            Immediate::DestinationRegister(REGISTER),
+            Immediate::Data(DataAttribute::Value(bytes)),
+        ]),
+        untyped(
+            "nat",
+            &[kind, family, (3, addr), (4, addr), (7, ADDRESS_GIVEN)],
+        ),
+    ]
+}
+
 fn interface(name: &str) -> [u8; INTERFACE_NAME] {
     let mut padded = [0; INTERFACE_NAME];
     for (to, from) in padded.iter_mut().zip(name.bytes()) {
@@ -162,9 +207,13 @@ fn load(key: MetaKey) -> Expressions {
     Expressions::Meta(vec![Meta::Key(key), Meta::DestinationRegister(REGISTER)])
 }
 
-fn payload(base: u32, (offset, length): (u32, u32)) -> Expressions {
+fn payload(base: u32, place: (u32, u32)) -> Expressions {
+    payload_into(REGISTER, base, place)
+}
+
+fn payload_into(register: Register, base: u32, (offset, length): (u32, u32)) -> Expressions {
     Expressions::Payload(vec![
-        Payload::DestinationRegister(REGISTER),
+        Payload::DestinationRegister(register),
         Payload::Base(base),
         Payload::Offset(offset),
         Payload::Len(length),

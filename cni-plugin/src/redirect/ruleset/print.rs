@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use ambit_core::ports;
 
-use super::{Action, Condition, Rule, Ruleset, Table};
+use super::{Action, Condition, Rule, Ruleset, Set, Table};
 
 impl fmt::Display for Ruleset {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -16,6 +16,9 @@ impl fmt::Display for Ruleset {
 impl fmt::Display for Table {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "table inet {} {{", self.name)?;
+        for set in &self.sets {
+            set.fmt(f)?;
+        }
         for chain in &self.chains {
             writeln!(f, "\tchain {} {{", chain.name)?;
             writeln!(
@@ -23,7 +26,7 @@ impl fmt::Display for Table {
                 "\t\ttype {} hook {} priority {}; policy accept;",
                 chain.kind.name(),
                 chain.hook.name(),
-                chain.kind.priority()
+                chain.priority()
             )?;
             for rule in &chain.rules {
                 writeln!(f, "\t\t{rule}")?;
@@ -31,6 +34,21 @@ impl fmt::Display for Table {
             writeln!(f, "\t}}")?;
         }
         writeln!(f, "}}")
+    }
+}
+
+impl fmt::Display for Set {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let family = if self.v6 { "ipv6_addr" } else { "ipv4_addr" };
+        writeln!(f, "\tset {} {{", self.name)?;
+        writeln!(f, "\t\ttype {family} . inet_service")?;
+        if !self.elements.is_empty() {
+            let elements = self.elements.iter();
+            let elements = elements.map(|addr| format!("{} . {}", addr.ip(), addr.port()));
+            let elements = elements.collect::<Vec<_>>().join(", ");
+            writeln!(f, "\t\telements = {{ {elements} }}")?;
+        }
+        writeln!(f, "\t}}")
     }
 }
 
@@ -54,6 +72,9 @@ impl fmt::Display for Condition {
             Self::Source(IpAddr::V6(addr)) => write!(f, "ip6 saddr {addr}"),
             Self::Destination(IpAddr::V4(addr)) => write!(f, "ip daddr {addr}"),
             Self::Destination(IpAddr::V6(addr)) => write!(f, "ip6 daddr {addr}"),
+            Self::DestinationIn(set, false) => write!(f, "ip daddr . tcp dport @{set}"),
+            Self::DestinationIn(set, true) => write!(f, "ip6 daddr . tcp dport @{set}"),
+            Self::User(user) => write!(f, "meta skuid {user}"),
             Self::Arrives(interface) => write!(f, "iifname \"{}\"", interface.as_str()),
             Self::ArrivesNotOnLoopback => write!(f, "iifname != \"lo\""),
             Self::LeavesOnLoopback => write!(f, "oifname \"lo\""),
@@ -73,6 +94,8 @@ impl fmt::Display for Action {
             Self::Drop => write!(f, "drop"),
             Self::Return => write!(f, "return"),
             Self::Redirect(port) => write!(f, "redirect to :{port}"),
+            Self::TranslateSource(IpAddr::V4(addr)) => write!(f, "snat ip to {addr}"),
+            Self::TranslateSource(IpAddr::V6(addr)) => write!(f, "snat ip6 to {addr}"),
             Self::SetConnMark(mark) => {
                 write!(f, "ct mark set ct mark & {others:#010x} | {mark:#010x}")
             }
