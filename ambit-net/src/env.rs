@@ -215,6 +215,16 @@ impl Setting<'_> {
             .unwrap_or_default()
     }
 
+    /// A path that must be there under a `condition`, which `when` names for the reader of the table; empty without.
+    pub fn path_required_if(self, condition: bool, when: &str) -> PathBuf {
+        let path = if condition {
+            self.required_as("path", when, any)
+        } else {
+            self.read("path", when.to_owned(), any)
+        };
+        path.map(PathBuf::from).unwrap_or_default()
+    }
+
     /// Yes or no.
     pub fn flag(self, default: bool) -> bool {
         self.read("`true` or `false`", code(&default), parse_flag)
@@ -277,13 +287,22 @@ impl Setting<'_> {
     }
 
     fn required<T>(self, kind: &str, parse: impl Fn(&str) -> Option<T>) -> Option<T> {
+        self.required_as(kind, "required", parse)
+    }
+
+    fn required_as<T>(
+        self,
+        kind: &str,
+        default: &str,
+        parse: impl Fn(&str) -> Option<T>,
+    ) -> Option<T> {
         if self.given().is_none() {
             self.env.mistakes.push(Mistake::Missing {
                 name: self.name,
                 meaning: self.meaning,
             });
         }
-        self.read(kind, "required".to_owned(), parse)
+        self.read(kind, default.to_owned(), parse)
     }
 
     fn given(&self) -> Option<(&'static str, &String)> {

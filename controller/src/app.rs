@@ -1,47 +1,49 @@
 //! The program put together: what is started in which order, and stopped in the reverse one.
 //!
-//! Called by `main`. Everything runs on the caller's thread; files are read on others.
+//! Called by `main`. What differs with where objects come from is opened by [`files`] or [`kubernetes`]; everything else is
+//! here. Everything runs on the caller's thread; files are read on others.
 
-use std::fs;
+mod error;
+mod files;
+mod kubernetes;
+
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use ambit_core::names::Text;
 use ambit_net::admin::{self, Readiness};
-use ambit_net::documents::{Directory, Limits};
-use ambit_net::grpc::server::{self, ServerTls, ServerTlsError};
+use ambit_net::grpc::server::{self, ServerTls};
 use ambit_net::meters::Meters;
 use ambit_net::proto::ca::istio_certificate_service_server::IstioCertificateServiceServer;
 use ambit_net::proto::discovery::aggregated_discovery_service_server::AggregatedDiscoveryServiceServer;
 use ambit_net::proto::node::node_service_server::NodeServiceServer;
-use ambit_net::sockopt::{self, ListenerOptions, SocketError};
+use ambit_net::sockopt::{self, ListenerOptions};
 use ambit_net::tasks::Tasks;
 use ambit_net::telemetry::VERSION;
-use thiserror::Error;
+use futures_util::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio::runtime::Builder;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
-use tonic::service::interceptor::InterceptedService;
 use tonic::service::{Routes, RoutesBuilder};
 use tracing::{error, info, warn};
 
+pub use self::error::AppError;
 use crate::ca::CertificateAuthority;
-use crate::ca::authenticate::Authenticator;
+use crate::ca::authenticate::{Authenticator, Guard};
 use crate::ca::issued::Issued;
-use crate::ca::root::{Root, RootError};
-use crate::ca::signer::{SERVER_LIFETIME, SignError, Signer};
-use crate::config::Config;
-use crate::overview::{Overview, OverviewError, StatusSocket};
-use crate::private_file::{self, PrivateFileError};
+use crate::ca::root::Root;
+use crate::ca::signer::{SERVER_LIFETIME, Signer};
+use crate::config::{Config, Source};
+use crate::index::served::CaptureSource;
+use crate::overview::{Overview, StatusSocket, serve_tcp};
 use crate::publisher::{Outputs, Publisher};
-use crate::reports::{NodeReports, ReportsError};
-use crate::watch::{Event, QUEUE, ServedPods, files};
+use crate::reports::NodeReports;
+use crate::watch::{Event, QUEUE};
 use crate::xds::proxies::Proxies;
 use crate::xds::server::{Discovery, Published};
 
@@ -63,59 +65,6 @@ const SOURCES: &str = "sources";
 /// What readiness calls a program that stops.
 const STOPPING: &str = "stopping";
 
-/// Why the program cannot run. All are for the operator to correct.
-#[derive(Debug, Error)]
-pub enum AppError {
-    /// A directory that is read is not there.
-    #[error("{variable}={} cannot be read: {source}", path.display())]
-    Source {
-        /// The setting.
-        variable: &'static str,
-        /// Its value.
-        path: PathBuf,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// State or the root file cannot be written.
-    #[error("AMBIT_STATE_DIR or AMBIT_ROOT_CERT_OUT: {0}")]
-    State(#[from] PrivateFileError),
-    /// The tokens are not safe where they are.
-    #[error("AMBIT_NODE_TOKENS: {0}")]
-    Tokens(#[source] PrivateFileError),
-    /// There is no root of the CA.
-    #[error("AMBIT_STATE_DIR: {0}")]
-    Root(#[from] RootError),
-    /// The reports cannot be read.
-    #[error("AMBIT_STATE_DIR: {0}")]
-    Reports(#[from] ReportsError),
-    /// The server's own certificate cannot be made.
-    #[error("AMBIT_SERVER_NAMES: {0}")]
-    ServerName(#[from] SignError),
-    /// The server's own certificate cannot be used.
-    #[error(transparent)]
-    ServerTls(#[from] ServerTlsError),
-    /// A port cannot be listened on.
-    #[error("{variable}={addr}: cannot listen: {source}")]
-    Listen {
-        /// The setting.
-        variable: &'static str,
-        /// Its value.
-        addr: SocketAddr,
-        /// The cause, with the next step.
-        #[source]
-        source: SocketError,
-    },
-    /// The status cannot be served.
-    #[error("AMBIT_STATUS_SOCKET: {0}")]
-    Status(#[from] OverviewError),
-    /// The system gives no runtime, or no signals.
-    #[error(
-        "cannot watch sockets and signals: {0}; look at the limits of processes and open files"
-    )]
-    Runtime(#[from] io::Error),
-}
-
 /// Runs the controller until SIGTERM or SIGINT, then lets proxies leave.
 ///
 /// # Errors
@@ -124,107 +73,128 @@ pub fn run(config: &Config) -> Result<(), AppError> {
     info!(version = VERSION, trust_domain = %config.mesh.trust_domain, "starting");
     let runtime = Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        let running = App::new(config)?.start(config);
-        running.until_told(config.termination).await;
+        let mut signals = Signals::listen()?;
+        let running = Running::new(config)?;
+        // Opening may wait for the API server; only readiness and metrics are served meanwhile.
+        let app = tokio::select! {
+            app = App::open(config, &running) => Some(app?),
+            () = signals.next() => None,
+        };
+        if let Some(app) = app {
+            app.start(config, &running);
+            signals.next().await;
+        }
+        running.stop(signals, config.termination).await;
         Ok(())
     })
 }
 
+/// What differs with where objects come from.
+struct Ground {
+    root: watch::Receiver<Arc<Root>>,
+    authenticator: Authenticator,
+    capture: CaptureSource,
+    reports: NodeReports,
+    status: StatusPort,
+    /// What runs until the end: the source, and what follows files or the API server.
+    tasks: Vec<BoxFuture<'static, ()>>,
+}
+
+/// Where the status is served.
+enum StatusPort {
+    Socket(StatusSocket),
+    Loopback(TcpListener),
+}
+
+/// What others than the publisher write or read of its channels.
+struct Wires {
+    events: mpsc::Sender<Event>,
+}
+
 /// What was read and bound before anything is served.
 struct App {
-    signals: Signals,
     grpc: TcpListener,
-    operations: TcpListener,
-    status: StatusSocket,
     signer: Arc<Signer>,
     tls: ServerTls,
     overview: Overview,
+    capture: CaptureSource,
     outputs: Outputs,
     reports: NodeReports,
-    reported: Vec<ServedPods>,
-    events: (mpsc::Sender<Event>, mpsc::Receiver<Event>),
-    meters: Arc<Meters>,
+    status: StatusPort,
+    events: mpsc::Receiver<Event>,
+    tasks: Vec<BoxFuture<'static, ()>>,
 }
 
 impl App {
-    /// Reads state and takes ports; nothing is served yet.
-    fn new(config: &Config) -> Result<Self, AppError> {
-        let signals = Signals::listen()?;
-        for (variable, path) in config.sources() {
-            fs::read_dir(path).map_err(|source| unreadable(variable, path, source))?;
-        }
-        private_file::make_dir(&config.state)?;
-        private_file::check_dir(&config.state)?;
-        private_file::check_dir(&config.tokens).map_err(AppError::Tokens)?;
-        let now = SystemTime::now();
-        let root = Root::load_or_create(&config.root_file(), &config.mesh.trust_domain, now)?;
-        private_file::replace_public(&config.root_out, root.pem().as_bytes())?;
-        let (_never_changes, root) = watch::channel(Arc::new(root));
-        let signer = Arc::new(Signer::new(root.clone(), config.longest_cert));
-        let (chain, key) = signer.server(&config.server_names, now)?;
-        let meters = Meters::new("controller", NO_TRAFFIC);
-        let authenticator = Authenticator::open(&config.tokens, Arc::clone(&meters))
-            .map_err(|source| unreadable("AMBIT_NODE_TOKENS", &config.tokens, source))?;
-        let events = mpsc::channel(QUEUE);
-        let (reports, reported) =
-            NodeReports::open(&config.reports_dir(), events.0.clone(), Arc::clone(&meters))?;
+    /// Takes the port, then opens the source; nothing is served yet.
+    async fn open(config: &Config, running: &Running) -> Result<Self, AppError> {
+        let grpc = listen("AMBIT_LISTEN_ADDR", config.listen)?;
+        let (to_publisher, events) = mpsc::channel(QUEUE);
+        let wires = Wires {
+            events: to_publisher,
+        };
+        let ground = match &config.source {
+            Source::Files(files) => files::open(files, config, wires, running)?,
+            Source::Kubernetes(cluster) => {
+                kubernetes::open(cluster, config, wires, running).await?
+            }
+        };
+        let signer = Arc::new(Signer::new(ground.root.clone(), config.longest_cert));
+        let (chain, key) = signer.server(&config.server_names, SystemTime::now())?;
         let (snapshots, published) = watch::channel(None);
         let (roster, read_roster) = watch::channel(None);
         Ok(Self {
-            signals,
-            grpc: listen("AMBIT_LISTEN_ADDR", config.listen)?,
-            operations: listen("AMBIT_METRICS_ADDR", config.operations)?,
-            status: StatusSocket::bind(&config.status_socket)?,
+            grpc,
             signer,
             tls: ServerTls::new(&chain, &key)?,
             overview: Overview {
                 trust_domain: Text::clone(&config.mesh.trust_domain),
-                root,
+                root: ground.root,
                 roster: read_roster,
                 published,
-                authenticator,
+                authenticator: ground.authenticator,
                 issued: Issued::default(),
                 proxies: Proxies::default(),
             },
+            capture: ground.capture,
             outputs: Outputs { snapshots, roster },
-            reports,
-            reported,
+            reports: ground.reports,
+            status: ground.status,
             events,
-            meters,
+            tasks: ground.tasks,
         })
     }
 
     /// Starts everything.
-    fn start(self, config: &Config) -> Running {
-        let running = Running {
-            signals: self.signals,
-            control: Tasks::new("control"),
-            serving: Tasks::new("proxies"),
-            readiness: Readiness::new(),
-        };
-        let (overview, meters, tls) = (self.overview, self.meters, self.tls);
-        running.readiness.block(SOURCES);
+    fn start(self, config: &Config, running: &Running) {
+        let (overview, meters, tls) = (self.overview, &running.meters, self.tls);
         running.keep(keep_ready(
             running.readiness.clone(),
             overview.published.clone(),
         ));
-        let pages = admin::readiness(running.readiness.clone()).and(admin::metrics(&meters));
-        let spawner = || running.control.spawner();
-        let pages = admin::serve_routes(self.operations, Arc::new(pages), spawner());
-        running.control.spawn(pages);
-        running
-            .control
-            .spawn(self.status.serve(overview.clone(), spawner()));
+        let (status, spawner) = (overview.clone(), running.control.spawner());
+        match self.status {
+            StatusPort::Socket(socket) => running.control.spawn(socket.serve(status, spawner)),
+            StatusPort::Loopback(port) => {
+                running.control.spawn(serve_tcp(port, status, spawner));
+            }
+        }
         running.keep(renew(
             tls.clone(),
             Arc::clone(&self.signer),
             config.server_names.clone(),
         ));
         running.keep(overview.authenticator.clone().follow());
-        let (to_publisher, events) = self.events;
-        let publisher = Publisher::new(config.mesh.clone(), self.outputs, Arc::clone(&meters));
-        running.keep(publisher.run(events));
-        running.keep(feed(config.clone(), self.reported, to_publisher));
+        let publisher = Publisher::new(
+            config.mesh.clone(),
+            self.capture,
+            self.outputs,
+            Arc::clone(meters),
+        );
+        running.keep(publisher.run(self.events));
+        for task in self.tasks {
+            running.keep(task);
+        }
         let discovery = Discovery::new(
             overview.published.clone(),
             overview.proxies.clone(),
@@ -232,32 +202,49 @@ impl App {
                 running.serving.spawner(),
                 STREAMS_PER_CONNECTION.saturating_mul(config.connections),
             ),
-            Arc::clone(&meters),
+            Arc::clone(meters),
         );
         let authority = CertificateAuthority::new(
             self.signer,
             Text::clone(&config.mesh.trust_domain),
             overview.roster.clone(),
-            (overview.issued.clone(), meters),
+            (overview.issued.clone(), Arc::clone(meters)),
         );
         let routes = routes(discovery, authority, self.reports, &overview.authenticator);
         server::start(self.grpc, tls, routes, config.connections, &running.serving);
         info!(addr = %config.listen, "serving");
-        running
     }
 }
 
-/// The program while it serves.
+/// The program while it runs.
 struct Running {
-    signals: Signals,
     /// What lasts until the end.
     control: Tasks,
     /// Proxies' connections and streams.
     serving: Tasks,
     readiness: Readiness,
+    meters: Arc<Meters>,
 }
 
 impl Running {
+    /// Serves readiness, which waits for the sources, and metrics.
+    fn new(config: &Config) -> Result<Self, AppError> {
+        let running = Self {
+            control: Tasks::new("control"),
+            serving: Tasks::new("proxies"),
+            readiness: Readiness::new(),
+            meters: Meters::new("controller", NO_TRAFFIC),
+        };
+        running.readiness.block(SOURCES);
+        let operations = listen("AMBIT_METRICS_ADDR", config.operations)?;
+        let pages = admin::readiness(running.readiness.clone());
+        let pages = pages.and(admin::metrics(&running.meters));
+        let spawner = running.control.spawner();
+        let pages = admin::serve_routes(operations, Arc::new(pages), spawner);
+        running.control.spawn(pages);
+        Ok(running)
+    }
+
     /// Spawns a task that never ends by itself.
     fn keep(&self, task: impl Future<Output = ()> + Send + 'static) {
         let stop = self.control.stop_signal();
@@ -269,14 +256,13 @@ impl Running {
         });
     }
 
-    /// Waits for a signal, then stops in the reverse order.
-    async fn until_told(mut self, termination: Duration) {
-        self.signals.next().await;
+    /// Stops in the reverse order.
+    async fn stop(self, mut signals: Signals, termination: Duration) {
         self.readiness.block(STOPPING);
         info!(deadline_ms = termination.as_millis(), "stopping");
         tokio::select! {
             drained = self.serving.drain(termination) => info!(cut = drained.cut, "proxies have left"),
-            () = self.signals.next() => warn!("stopped at once, as told twice"),
+            () = signals.next() => warn!("stopped at once, as told twice"),
         }
         self.control.drain(CONTROL_DEADLINE).await;
     }
@@ -296,9 +282,9 @@ fn routes(
         IstioCertificateServiceServer::new(authority).max_decoding_message_size(MAX_CA_REQUEST);
     let reports = NodeServiceServer::new(reports).max_decoding_message_size(MAX_REPORT);
     let mut routes = RoutesBuilder::default();
-    routes.add_service(InterceptedService::new(discovery, authenticator.clone()));
-    routes.add_service(InterceptedService::new(authority, authenticator.clone()));
-    routes.add_service(InterceptedService::new(reports, authenticator.clone()));
+    routes.add_service(Guard::new(discovery, authenticator.clone()));
+    routes.add_service(Guard::new(authority, authenticator.clone()));
+    routes.add_service(Guard::new(reports, authenticator.clone()));
     routes.routes()
 }
 
@@ -310,25 +296,6 @@ fn listen(variable: &'static str, addr: SocketAddr) -> Result<TcpListener, AppEr
         source,
     })?;
     Ok(TcpListener::from_std(listener)?)
-}
-
-fn unreadable(variable: &'static str, path: &Path, source: io::Error) -> AppError {
-    AppError::Source {
-        variable,
-        path: path.to_owned(),
-        source,
-    }
-}
-
-/// Says what nodes reported before the start, then what the manifests say.
-async fn feed(config: Config, reported: Vec<ServedPods>, events: mpsc::Sender<Event>) {
-    for report in reported {
-        if events.send(Event::Served(report)).await.is_err() {
-            return;
-        }
-    }
-    let directory = Directory::new(config.manifests, Limits::default());
-    files::run(directory, config.mesh.root_namespace, events).await;
 }
 
 async fn keep_ready(readiness: Readiness, mut published: Published) {

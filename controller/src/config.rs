@@ -2,8 +2,9 @@
 //!
 //! Read once by `main`. docs/config.md is printed from here.
 
+mod source;
+
 use std::net::{Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ambit_core::identity::{DEFAULT_TRUST_DOMAIN, SpiffeId};
@@ -12,6 +13,7 @@ use ambit_core::ports;
 use ambit_net::env::{EnvError, EnvReader};
 use ambit_net::telemetry::LogSettings;
 
+pub use self::source::{Files, Kubernetes, Source};
 use crate::index::MeshNames;
 use crate::watch::object::{is_label, is_subdomain};
 
@@ -23,16 +25,8 @@ const LONGEST_CERT: Duration = Duration::from_secs(90 * 86400);
 /// All settings.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// Directory of the manifests.
-    pub manifests: PathBuf,
-    /// Directory of the node tokens.
-    pub tokens: PathBuf,
-    /// Directory of what has to outlive a restart.
-    pub state: PathBuf,
-    /// File for the root certificate that nodes need.
-    pub root_out: PathBuf,
-    /// Socket of the status.
-    pub status_socket: PathBuf,
+    /// Where objects come from, with what belongs to it.
+    pub source: Source,
     /// Where gRPC is served.
     pub listen: SocketAddr,
     /// Where metrics and readiness are served.
@@ -65,24 +59,8 @@ impl Config {
     /// # Errors
     /// All mistakes at once; the operator's to correct.
     pub fn read(env: &mut EnvReader) -> Result<Self, EnvError> {
-        let state = env
-            .setting("AMBIT_STATE_DIR", "Directory of the CA's root and of the nodes' reports; keep it, and keep it private.")
-            .path("/var/lib/ambit");
         let config = Self {
-            manifests: env
-                .setting("AMBIT_MANIFESTS", "Directory of plain Kubernetes YAML; changes apply live.")
-                .required_path(),
-            tokens: env
-                .setting("AMBIT_NODE_TOKENS", "Directory of NODE.token files (mode 0600), each one line EXPIRES.SECRET: seconds since the epoch and 64 hexadecimal digits.")
-                .required_path(),
-            root_out: env
-                .setting("AMBIT_ROOT_CERT_OUT", "File that the root certificate is written to, for the nodes; AMBIT_STATE_DIR/root-cert.pem unless set.")
-                .optional_path()
-                .unwrap_or_else(|| state.join("root-cert.pem")),
-            state,
-            status_socket: env
-                .setting("AMBIT_STATUS_SOCKET", "Unix socket that `ambit status` asks.")
-                .path("/var/run/ambit/status.sock"),
+            source: Source::read(env),
             listen: any(env, "AMBIT_LISTEN_ADDR", "Where proxies connect: xDS, certificates and reports.", ports::CONTROLLER),
             operations: any(env, "AMBIT_METRICS_ADDR", "Prometheus metrics (/metrics) and readiness (/healthz/ready).", OPERATIONS),
             server_names: server_names(env),
@@ -98,24 +76,6 @@ impl Config {
         };
         env.finish()?;
         Ok(config)
-    }
-
-    /// File of the CA's root and its key.
-    pub fn root_file(&self) -> PathBuf {
-        self.state.join("ca-root.pem")
-    }
-
-    /// Directory of the nodes' reports.
-    pub fn reports_dir(&self) -> PathBuf {
-        self.state.join("reports")
-    }
-
-    /// The settings that name places which must exist at the start.
-    pub fn sources(&self) -> [(&'static str, &Path); 2] {
-        [
-            ("AMBIT_MANIFESTS", &self.manifests),
-            ("AMBIT_NODE_TOKENS", &self.tokens),
-        ]
     }
 }
 
@@ -208,6 +168,10 @@ fn any(env: &mut EnvReader, name: &'static str, meaning: &'static str, port: u16
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use ambit_core::names::NamespacedName;
+
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<Config, EnvError> {
@@ -220,19 +184,37 @@ mod tests {
     const PLACES: [(&str, &str); 2] = [("AMBIT_MANIFESTS", "/m"), ("AMBIT_NODE_TOKENS", "/t")];
 
     #[test]
-    fn only_the_sources_have_to_be_named() {
+    fn with_manifests_the_tokens_have_to_be_named_too() {
         let config = read(&PLACES).unwrap();
         assert_eq!(config.listen.port(), 15012);
-        assert_eq!(config.root_out, Path::new("/var/lib/ambit/root-cert.pem"));
+        let Source::Files(files) = config.source else {
+            panic!("{:?}", config.source)
+        };
+        assert_eq!(files.root_out, Path::new("/var/lib/ambit/root-cert.pem"));
         assert_eq!(
             config.server_names,
             ["ambit-controller.ambit-system.svc", "localhost"]
         );
-        let missing = read(&[]).unwrap_err().to_string();
-        assert!(
-            missing.contains("AMBIT_MANIFESTS") && missing.contains("AMBIT_NODE_TOKENS"),
-            "{missing}"
-        );
+        let missing = read(&PLACES[..1]).unwrap_err().to_string();
+        assert!(missing.contains("AMBIT_NODE_TOKENS"), "{missing}");
+    }
+
+    #[test]
+    fn without_manifests_objects_come_from_kubernetes_and_nothing_has_to_be_named() {
+        let Source::Kubernetes(cluster) = read(&[]).unwrap().source else {
+            panic!("files without a directory")
+        };
+        assert_eq!(&*cluster.namespace, "ambit-system");
+        assert_eq!(cluster.token_audience, "istio-ca");
+        assert_eq!(cluster.status.to_string(), "127.0.0.1:15016");
+        let ztunnel = NamespacedName::new("ambit-system", "ztunnel");
+        assert_eq!(cluster.trusted_accounts, [ztunnel]);
+        let other = read(&[("AMBIT_TRUSTED_ACCOUNTS", "a/b, c/d")]).unwrap();
+        let Source::Kubernetes(cluster) = other.source else {
+            panic!("files without a directory")
+        };
+        let named = [("a", "b"), ("c", "d")].map(|(n, a)| NamespacedName::new(n, a));
+        assert_eq!(cluster.trusted_accounts, named);
     }
 
     #[test]
@@ -245,6 +227,9 @@ mod tests {
             ("AMBIT_TRUST_DOMAIN", "a/b"),
             ("AMBIT_CLUSTER_DOMAIN", "a b"),
             ("AMBIT_ROOT_NAMESPACE", "a.b"),
+            ("AMBIT_NAMESPACE", "a.b"),
+            ("AMBIT_STATUS_ADDR", "0.0.0.0:15016"),
+            ("AMBIT_TRUSTED_ACCOUNTS", "ztunnel"),
         ] {
             let mistake = read(&[PLACES[0], PLACES[1], (name, value)])
                 .unwrap_err()

@@ -22,7 +22,7 @@ pub type Labels = BTreeMap<String, String>;
 pub const SECURITY_GROUP: &str = "security.istio.io";
 
 /// Versions of the policies that are understood; they differ in name only.
-const VERSIONS: [&str; 2] = ["v1", "v1beta1"];
+pub(crate) const VERSIONS: [&str; 2] = ["v1", "v1beta1"];
 
 /// Fields that an object has besides its spec.
 const TOP_LEVEL: [&str; 5] = ["apiVersion", "kind", "metadata", "spec", "status"];

@@ -21,7 +21,7 @@ use ambit_core::workload::Locality;
 use self::endpoints::Slice;
 use self::namespaces::Namespace;
 use self::pods::Pod;
-use self::served::Report;
+use self::served::{CaptureSource, Report};
 use self::services::Service;
 use crate::crds::Policy;
 use crate::crds::authorization_policy::AuthorizationPolicySpec;
@@ -67,6 +67,8 @@ pub type Dirty = BTreeSet<Source>;
 pub struct Index {
     /// Names that hold for the whole mesh.
     pub mesh: MeshNames,
+    /// Who is believed about capture.
+    pub capture: CaptureSource,
     namespaces: BTreeMap<Text, Namespace>,
     nodes: BTreeMap<Text, Locality>,
     service_accounts: BTreeSet<NamespacedName>,
@@ -108,9 +110,10 @@ impl fmt::Display for Source {
 
 impl Index {
     /// Nothing is known yet.
-    pub fn new(mesh: MeshNames) -> Self {
+    pub fn new(mesh: MeshNames, capture: CaptureSource) -> Self {
         Self {
             mesh,
+            capture,
             namespaces: BTreeMap::new(),
             nodes: BTreeMap::new(),
             service_accounts: BTreeSet::new(),

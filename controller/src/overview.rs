@@ -1,7 +1,7 @@
 //! The mesh as this controller sees it, for operators on this machine: the document behind `ambit status`.
 //!
-//! Composed on demand from what the other parts publish, and served on a Unix socket to root and to our own user; the
-//! kernel says who asks.
+//! Composed on demand from what the other parts publish. Served on a Unix socket to root and to our own user, where the
+//! kernel says who asks; in a cluster on the pod's loopback, which port forwarding reaches and RBAC guards.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -13,12 +13,12 @@ use std::{fs, os};
 
 use ambit_core::names::Text;
 use ambit_core::status::{MeshStatus, NodeStatus, Problem, ProxyStatus};
-use ambit_net::admin::{Answer, Routes, serve_connection};
+use ambit_net::admin::{Answer, Routes, serve_connection, serve_routes};
 use ambit_net::tasks::Spawner;
 use ambit_net::telemetry::VERSION;
 use ambit_net::xds::Kind;
 use thiserror::Error;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -181,11 +181,7 @@ impl StatusSocket {
 
     /// Answers until the owner of `tasks` stops them.
     pub async fn serve(self, overview: Overview, tasks: Spawner) {
-        let routes = Routes::new().get("/status", move |_query| {
-            let since = SystemTime::now().duration_since(UNIX_EPOCH);
-            Answer::json(&overview.status(since.map_or(0, |since| since.as_secs())))
-        });
-        let routes = Arc::new(routes);
+        let routes = routes(overview);
         let stop = tasks.stop_signal();
         loop {
             let accepted = tokio::select! {
@@ -209,6 +205,18 @@ impl StatusSocket {
         let asks = stream.peer_cred().map(|who| who.uid());
         asks.is_ok_and(|user| user == 0 || user == self.own_user)
     }
+}
+
+/// Answers on a port until the owner of `tasks` stops them; who may reach the port may ask.
+pub async fn serve_tcp(listener: TcpListener, overview: Overview, tasks: Spawner) {
+    serve_routes(listener, routes(overview), tasks).await;
+}
+
+fn routes(overview: Overview) -> Arc<Routes> {
+    Arc::new(Routes::new().get("/status", move |_query| {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        Answer::json(&overview.status(since.map_or(0, |since| since.as_secs())))
+    }))
 }
 
 impl Drop for StatusSocket {

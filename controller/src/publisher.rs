@@ -13,6 +13,7 @@ use ambit_net::xds::Kind;
 use tokio::sync::{mpsc, watch};
 use tracing::{debug, info, warn};
 
+use crate::index::served::CaptureSource;
 use crate::index::{Dirty, Index, MeshNames, Source};
 use crate::roster::Roster;
 use crate::translate::translate;
@@ -45,9 +46,14 @@ pub struct Publisher {
 
 impl Publisher {
     /// A writer that knows nothing yet.
-    pub fn new(mesh: MeshNames, outputs: Outputs, meters: Arc<Meters>) -> Self {
+    pub fn new(
+        mesh: MeshNames,
+        capture: CaptureSource,
+        outputs: Outputs,
+        meters: Arc<Meters>,
+    ) -> Self {
         Self {
-            index: Index::new(mesh),
+            index: Index::new(mesh, capture),
             store: Store::default(),
             problems: BTreeMap::new(),
             source_problems: Vec::new(),

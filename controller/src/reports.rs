@@ -1,5 +1,5 @@
-//! What nodes say about their pods: which of them their proxies serve. Kept on disk, so that a restart of this program
-//! never turns a captured pod's tunnel into plain text.
+//! What nodes say about their pods: which of them their proxies serve. Without Kubernetes this is what is believed about
+//! capture, so it is kept on disk: a restart of this program never turns a captured pod's tunnel into plain text.
 //!
 //! Called over gRPC by the nodes' proxies. A node can speak about its own pods only: the index believes a report about a
 //! pod only from the pod's own node.
@@ -82,7 +82,8 @@ struct Turn {
 /// What is on disk, and who is told when it changes.
 #[derive(Debug)]
 struct Kept {
-    dir: PathBuf,
+    /// None keeps reports in memory only.
+    dir: Option<PathBuf>,
     events: mpsc::Sender<Event>,
     /// By node. Held while a report is written and passed on, so that the order is the same in both.
     pods: Mutex<BTreeMap<Text, Vec<ServedPod>>>,
@@ -133,13 +134,25 @@ impl NodeReports {
         let pods = reports
             .iter()
             .map(|r| (Text::clone(&r.node), r.pods.clone()));
-        let kept = Arc::new(Kept {
-            dir: dir.to_owned(),
-            events,
-            pods: Mutex::new(pods.collect()),
-        });
+        let service = Self::with(Some(dir.to_owned()), pods.collect(), events, meters);
+        Ok((service, reports))
+    }
+
+    /// Keeps reports in memory only: for where something else says what is captured.
+    pub fn in_memory(events: mpsc::Sender<Event>, meters: Arc<Meters>) -> Self {
+        Self::with(None, BTreeMap::new(), events, meters)
+    }
+
+    fn with(
+        dir: Option<PathBuf>,
+        pods: BTreeMap<Text, Vec<ServedPod>>,
+        events: mpsc::Sender<Event>,
+        meters: Arc<Meters>,
+    ) -> Self {
+        let pods = Mutex::new(pods);
+        let kept = Arc::new(Kept { dir, events, pods });
         let busy = Arc::default();
-        Ok((Self { kept, busy, meters }, reports))
+        Self { kept, busy, meters }
     }
 
     async fn take(&self, request: Request<ReportPodsRequest>) -> Result<(), Status> {
@@ -197,8 +210,10 @@ impl Kept {
         let mut kept = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         if kept.get(&report.node) != Some(&report.pods) {
             debug!(node = %report.node, pods = report.pods.len(), "a node serves other pods");
-            let stored = serde_json::to_vec(&Stored::of(&report))?;
-            private_file::replace(&self.dir.join(format!("{}.json", report.node)), &stored)?;
+            if let Some(dir) = &self.dir {
+                let stored = serde_json::to_vec(&Stored::of(&report))?;
+                private_file::replace(&dir.join(format!("{}.json", report.node)), &stored)?;
+            }
             kept.insert(Text::clone(&report.node), report.pods.clone());
         }
         // The node says it again; until then the publisher may have caught up.

@@ -10,6 +10,7 @@ use ambit_core::status::{CaptureState, PodStatus, Problem};
 
 use crate::index::Index;
 use crate::index::pods::Pod;
+use crate::index::served::CaptureSource;
 
 /// What a node's proxy said last.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +85,7 @@ fn capture(index: &Index, pod: &Pod) -> (CaptureState, String) {
         return (CaptureState::Out, "its namespace does not exist".to_owned());
     };
     let why = enrollment.why();
-    match (enrollment.is_enrolled(), index.is_served(pod)) {
+    match (enrollment.is_enrolled(), index.is_captured(pod)) {
         (true, true) => (CaptureState::Captured, why.to_owned()),
         (true, false) => (
             CaptureState::Pending,
@@ -100,6 +101,9 @@ fn waits_for(index: &Index, pod: &Pod) -> String {
     let node = &pod.node;
     if node.is_empty() {
         return "it is not on a node yet".to_owned();
+    }
+    if index.capture == CaptureSource::Annotations {
+        return format!("the agent of node {node} has not captured it yet");
     }
     let Some(report) = index.report(node) else {
         return format!("the proxy of node {node} has never reported");

@@ -9,12 +9,12 @@ use std::time::SystemTime;
 use ambit_core::names::{ClusterId, NamespacedName, NetworkId};
 use ambit_net::documents::Document;
 use ambit_net::meters::Meters;
+use futures_util::FutureExt as _;
 use tokio::sync::watch;
-use tonic::Request;
-use tonic::service::Interceptor as _;
 
 use crate::ca::authenticate::{Authenticator, Caller};
 use crate::ca::root::Root;
+use crate::index::served::CaptureSource;
 use crate::index::{Dirty, Index, MeshNames};
 use crate::private_file;
 use crate::watch::object::identify;
@@ -75,7 +75,7 @@ pub(crate) fn applied(key: ObjectKey, object: Object) -> Event {
 
 /// An index that has seen every object of a YAML text.
 pub(crate) fn index(yaml: &str) -> Index {
-    let mut index = Index::new(mesh());
+    let mut index = Index::new(mesh(), CaptureSource::Reports);
     apply(&mut index, yaml);
     index
 }
@@ -145,9 +145,9 @@ pub(crate) fn write_token(dir: &Path, node: &str, token: &str) {
 pub(crate) fn caller(node: &str) -> Caller {
     let dir = Dir::new();
     write_token(&dir.0, node, &token('a'));
-    let mut authenticator = Authenticator::open(&dir.0, Meters::new("test", 1)).unwrap();
-    let mut request = Request::new(());
-    let value = format!("Bearer {}", token('a')).parse().unwrap();
-    request.metadata_mut().insert("authorization", value);
-    Caller::of(&authenticator.call(request).unwrap()).unwrap()
+    let authenticator = Authenticator::open(&dir.0, Meters::new("test", 1)).unwrap();
+    let header = format!("Bearer {}", token('a'));
+    // Tokens in files are looked up without waiting.
+    let caller = authenticator.authenticate(Some(&header)).now_or_never();
+    caller.unwrap().unwrap()
 }

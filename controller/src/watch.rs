@@ -1,10 +1,11 @@
 //! What the sources tell the index: one event per change of one object, from whatever source.
 //!
-//! Sent by [`files`] (and, with Kubernetes, by one watch per kind) into one bounded channel that the publisher empties.
+//! Sent by [`files`] or, with Kubernetes, by one watch per kind ([`kubernetes`]) into one bounded channel that the publisher empties.
 //! Knows what kinds there are and how a document becomes an object; not what the objects mean.
 
 pub mod object;
 pub mod files;
+pub mod kubernetes;
 
 use ambit_core::names::{NamespacedName, Text};
 use ambit_core::status::Problem;

@@ -91,6 +91,7 @@ pub(crate) const RULES: &[CrateRule] = &[
         name: "controller",
         ours: &["ambit-core", "ambit-net"],
         others: &[
+            "fastrand",
             "futures-util",
             "ipnet",
             "k8s-openapi",

@@ -1,6 +1,8 @@
 //! The services as callers see them: every call without, with a wrong, an expired and a foreign token, and what a good
 //! token is good for. Then the whole program once, over TLS, with the clients that the nodes have.
 
+use std::fs;
+
 use ambit_core::identity::SpiffeId;
 use ambit_net::certs::Sign as _;
 use ambit_net::certs::ca::CaClient;
@@ -56,7 +58,12 @@ impl Bench {
         let signer = Arc::new(Signer::new(root, Duration::from_secs(3600)));
         let (snapshots, published) = watch::channel(None);
         let (roster, read_roster) = watch::channel(None);
-        let publisher = Publisher::new(mesh(), Outputs { snapshots, roster }, Arc::clone(&meters));
+        let publisher = Publisher::new(
+            mesh(),
+            CaptureSource::Reports,
+            Outputs { snapshots, roster },
+            Arc::clone(&meters),
+        );
         let publisher = synced.then_some(publisher).map(publish);
         let tasks = Tasks::new("test");
         let issued = Issued::default();
@@ -465,11 +472,9 @@ fn config(dir: &Dir, more: &[(&str, &str)]) -> Config {
     Config::read(&mut ambit_net::env::EnvReader::new(variables)).unwrap()
 }
 
-fn start_error(config: &Config) -> String {
-    App::new(config)
-        .err()
-        .expect("it does not start")
-        .to_string()
+async fn start_error(config: &Config) -> String {
+    let outcome = async { App::open(config, &Running::new(config)?).await };
+    outcome.await.err().expect("it does not start").to_string()
 }
 
 #[tokio::test]
@@ -481,30 +486,30 @@ async fn what_keeps_it_from_starting_names_the_setting() {
         .map(|addr| (taken, addr.to_string()))
         .unwrap();
     for name in ["AMBIT_LISTEN_ADDR", "AMBIT_METRICS_ADDR"] {
-        let error = start_error(&config(&dir, &[(name, &taken.1)]));
+        let error = start_error(&config(&dir, &[(name, &taken.1)])).await;
         assert!(
             error.contains(name) && error.contains(&taken.1) && error.contains("in use"),
             "{error}"
         );
     }
     for name in ["AMBIT_MANIFESTS", "AMBIT_NODE_TOKENS"] {
-        let error = start_error(&config(&dir, &[(name, "/nowhere")]));
+        let error = start_error(&config(&dir, &[(name, "/nowhere")])).await;
         assert!(
             error.contains(name) && error.contains("/nowhere"),
             "{error}"
         );
     }
-    let error = start_error(&config(&dir, &[("AMBIT_SERVER_NAMES", "not a name")]));
+    let error = start_error(&config(&dir, &[("AMBIT_SERVER_NAMES", "not a name")])).await;
     assert!(
         error.contains("AMBIT_SERVER_NAMES") && error.contains("not a name"),
         "{error}"
     );
     fs::write(dir.path("file"), "").unwrap();
     let file = dir.path("file").display().to_string();
-    let error = start_error(&config(&dir, &[("AMBIT_STATE_DIR", &file)]));
+    let error = start_error(&config(&dir, &[("AMBIT_STATE_DIR", &file)])).await;
     assert!(error.contains("AMBIT_STATE_DIR"), "{error}");
     fs::write(dir.path("state/ca-root.pem"), "garbage").unwrap();
-    let error = start_error(&config(&dir, &[]));
+    let error = start_error(&config(&dir, &[])).await;
     assert!(
         error.contains("ca-root.pem") && error.contains("damaged"),
         "{error}"
@@ -529,10 +534,11 @@ async fn the_whole_program_serves_a_node_over_tls() {
     let config = config(&dir, &[]);
     write_token(&dir.path("tokens"), "n1", &token('a'));
     fs::write(dir.path("manifests/mesh.yaml"), MANIFESTS).unwrap();
-    let app = App::new(&config).unwrap();
+    let running = Running::new(&config).unwrap();
+    let app = App::open(&config, &running).await.unwrap();
     let addr = app.grpc.local_addr().unwrap();
     let overview = app.overview.clone();
-    let running = app.start(&config);
+    app.start(&config, &running);
     let synced = overview
         .roster
         .clone()

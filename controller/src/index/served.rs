@@ -1,12 +1,25 @@
-//! Which pods the nodes' proxies serve, as they last said: only those may be announced as captured.
+//! Which pods are captured: only those may be announced as such.
+//!
+//! With Kubernetes a pod's own annotation says so, which every replica sees and no restart forgets. Without it, the nodes'
+//! proxies say which pods they serve.
 
 use std::collections::BTreeMap;
 
+use ambit_core::enrollment::{CAPTURED_BY, CAPTURED_BY_AMBIT, REDIRECTION, REDIRECTION_ENABLED};
 use ambit_core::names::{NamespacedName, Text};
 
 use super::pods::Pod;
 use super::{Dirty, Index, Source};
 use crate::watch::ServedPods;
+
+/// Who is believed about a pod's capture.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CaptureSource {
+    /// The proxy of the pod's node, in its reports.
+    Reports,
+    /// The pod's annotations, which our node agent writes.
+    Annotations,
+}
 
 /// What one node's proxy said last.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,8 +41,19 @@ impl Index {
         self.served.get(node)
     }
 
+    /// True when the pod is captured, as far as those say whom we believe.
+    pub fn is_captured(&self, pod: &Pod) -> bool {
+        match self.capture {
+            CaptureSource::Reports => self.is_served(pod),
+            CaptureSource::Annotations => {
+                says(pod, REDIRECTION, REDIRECTION_ENABLED)
+                    && says(pod, CAPTURED_BY, CAPTURED_BY_AMBIT)
+            }
+        }
+    }
+
     /// True when the proxy of the pod's own node serves exactly this pod.
-    pub fn is_served(&self, pod: &Pod) -> bool {
+    fn is_served(&self, pod: &Pod) -> bool {
         let report = self.report(&pod.node).filter(|_| !pod.node.is_empty());
         let uid = report.and_then(|report| report.pods.get(&pod.name));
         uid.is_some_and(|uid| **uid == *pod.uid.as_str())
@@ -51,4 +75,9 @@ impl Index {
         let names = before.keys().chain(now.pods.keys()).filter(differs);
         names.map(|name| Source::Pod(name.clone())).collect()
     }
+}
+
+fn says(pod: &Pod, annotation: &str, value: &str) -> bool {
+    let said = pod.annotations.get(annotation);
+    said.is_some_and(|said| said == value)
 }

@@ -29,7 +29,12 @@ impl Bench {
             roster: to_roster,
         };
         Self {
-            publisher: Publisher::new(mesh(), outputs, Meters::new("test", 1)),
+            publisher: Publisher::new(
+                mesh(),
+                CaptureSource::Reports,
+                outputs,
+                Meters::new("test", 1),
+            ),
             snapshots,
             roster,
         }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::index::Dirty;
+use crate::index::served::CaptureSource;
 use crate::testing::{applied, apply, index, mesh, objects, served};
 use crate::watch::{Event, Object};
 
@@ -69,7 +70,7 @@ fn one_change_at_a_time_gives_what_all_at_once_gives() {
     let world = objects(WORLD);
     for seed in 0..40 {
         let mut random = fastrand::Rng::with_seed(seed);
-        let mut live = Index::new(mesh());
+        let mut live = Index::new(mesh(), CaptureSource::Reports);
         let mut all = All::new();
         let mut there: BTreeMap<_, Object> = BTreeMap::new();
         let mut reported: &[&str] = &[];
@@ -95,7 +96,7 @@ fn one_change_at_a_time_gives_what_all_at_once_gives() {
             let dirty = live.apply(event);
             take(&mut all, &live, dirty);
 
-            let mut fresh = Index::new(mesh());
+            let mut fresh = Index::new(mesh(), CaptureSource::Reports);
             fresh.apply(Event::Served(served("n1", reported)));
             for (key, object) in &there {
                 fresh.apply(applied(key.clone(), again(object)));

@@ -35,7 +35,7 @@ pub(super) fn pod(index: &Index, name: &NamespacedName) -> Translated {
             problems,
         };
     }
-    let captured = enrollment.is_enrolled() && index.is_served(pod);
+    let captured = enrollment.is_enrolled() && index.is_captured(pod);
     let mut translated = Translated::workload(workload(index, pod, captured));
     translated.problems = problems;
     translated

@@ -91,6 +91,37 @@ impl Kind {
         }
     }
 
+    /// The kind as paths of the API and rules of RBAC write it, without its group.
+    pub const fn plural(self) -> &'static str {
+        match self {
+            Self::Namespace => "namespaces",
+            Self::Node => "nodes",
+            Self::ServiceAccount => "serviceaccounts",
+            Self::Service => "services",
+            Self::EndpointSlice => "endpointslices",
+            Self::Pod => "pods",
+            Self::AuthorizationPolicy => "authorizationpolicies",
+            Self::PeerAuthentication => "peerauthentications",
+        }
+    }
+
+    /// The kind's API group; empty for the core's.
+    pub const fn group(self) -> &'static str {
+        match self {
+            Self::EndpointSlice => "discovery.k8s.io",
+            Self::AuthorizationPolicy | Self::PeerAuthentication => SECURITY_GROUP,
+            _ => "",
+        }
+    }
+
+    /// Plural and group in one word, as `kubectl auth can-i list` takes them.
+    pub fn resource(self) -> String {
+        match (self.plural(), self.group()) {
+            (plural, "") => plural.to_owned(),
+            (plural, group) => format!("{plural}.{group}"),
+        }
+    }
+
     /// True for kinds whose objects are in no namespace.
     pub const fn is_cluster_wide(self) -> bool {
         matches!(self, Self::Namespace | Self::Node)
@@ -169,7 +200,10 @@ fn typed<T: DeserializeOwned>(document: &Value) -> Result<T, ObjectError> {
 }
 
 /// Refuses names that would not make an identity or a file name.
-fn checked(pod: Pod) -> Result<Pod, ObjectError> {
+///
+/// # Errors
+/// When the pod's account or node has such a name.
+pub fn checked(pod: Pod) -> Result<Pod, ObjectError> {
     let spec = pod.spec.as_ref();
     let account = spec.and_then(|spec| spec.service_account_name.as_deref());
     if account.is_some_and(|name| !name.is_empty() && !is_subdomain(name)) {
@@ -190,7 +224,19 @@ fn name(kind: Kind, document: &Value) -> Result<NamespacedName, ObjectError> {
             .pointer(field)
             .map(|value| value.as_str().unwrap_or_default())
     };
-    let name = text("/metadata/name").unwrap_or_default();
+    checked_name(kind, text("/metadata/namespace"), text("/metadata/name"))
+}
+
+/// The name of an object of a kind, checked; an object that names no namespace is in `default`.
+///
+/// # Errors
+/// When it would not make a host name, an identity or a file name.
+pub fn checked_name(
+    kind: Kind,
+    namespace: Option<&str>,
+    name: Option<&str>,
+) -> Result<NamespacedName, ObjectError> {
+    let name = name.unwrap_or_default();
     let good = match kind {
         // Names of Namespaces and Services become labels of a host name.
         Kind::Namespace | Kind::Service => is_label(name),
@@ -204,7 +250,7 @@ fn name(kind: Kind, document: &Value) -> Result<NamespacedName, ObjectError> {
     if kind.is_cluster_wide() {
         return Ok(NamespacedName::new("", name));
     }
-    let namespace = text("/metadata/namespace").unwrap_or(DEFAULT_NAMESPACE);
+    let namespace = namespace.unwrap_or(DEFAULT_NAMESPACE);
     if !is_label(namespace) {
         return Err(ObjectError::Name(
             "metadata.namespace is no DNS label (RFC 1123)",
