@@ -1,20 +1,23 @@
 //! The `ambit` command: what operators ask the mesh.
 //!
-//! Reads the command line, runs one subcommand, and maps its result to an exit code: 0 answered, 1 not answered, 2 wrong
-//! use. It asks the controller and never imports it.
+//! Reads the command line, runs one subcommand, and maps its result to an exit code: 0 answered and good, 1 not answered
+//! or a check failed, 2 wrong use. It asks the controllers and agents and never imports them.
 
-mod endpoint;
-mod report;
 mod out;
+mod http;
+mod socket;
+mod mesh;
+mod cluster;
+mod merge;
+mod report;
+mod status;
 
-use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use ambit_core::status::MeshStatus;
 use clap::{Parser, Subcommand};
 
-use crate::endpoint::EndpointError;
+use crate::status::StatusArgs;
 
 /// Ask the mesh what it is doing.
 #[derive(Debug, Parser)]
@@ -27,18 +30,11 @@ struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// Print nodes, pods with their capture state, identities with certificate expiry, and what each proxy has acknowledged.
-    Status {
-        /// The controller's status socket.
-        #[arg(
-            long,
-            env = "AMBIT_STATUS_SOCKET",
-            default_value = "/var/run/ambit/status.sock"
-        )]
-        socket: PathBuf,
-        /// Print the document as JSON.
-        #[arg(long)]
-        json: bool,
-    },
+    ///
+    /// Asks every replica of the controller through the API server, as kubectl port-forward does, and merges the answers;
+    /// it needs the right to list pods and to get and create pods/portforward in the mesh's namespace.
+    /// Exits with 0 when all have answered, 1 when one has not, 2 on wrong use.
+    Status(StatusArgs),
 }
 
 fn main() -> ExitCode {
@@ -50,26 +46,12 @@ fn main() -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&error),
     };
-    let Command::Status { socket, json } = args.command;
-    match runtime.block_on(endpoint::fetch(&socket)) {
-        Ok(document) => print(&document, json),
-        Err(error) => fail(&error),
-    }
-}
-
-fn print(document: &[u8], json: bool) -> ExitCode {
-    let status: MeshStatus = match serde_json::from_slice(document) {
-        Ok(status) => status,
-        Err(source) => return fail(&EndpointError::Document(source)),
-    };
-    let text = if json {
-        String::from_utf8_lossy(document).into_owned()
-    } else {
-        report::render(&status, seconds_since_epoch())
-    };
-    match out::print(&text) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => fail(&error),
+    let now = seconds_since_epoch();
+    match args.command {
+        Command::Status(args) => match runtime.block_on(status::run(&args, now)) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(error) => fail(&error),
+        },
     }
 }
 

@@ -17,12 +17,36 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
 
 /// Writes an error and its causes to standard error.
 pub(crate) fn complain(error: &dyn Error) {
-    let mut line = format!("ambit: {error}");
+    // Nobody is left to tell when standard error is closed.
+    let _unwritten = writeln!(io::stderr(), "ambit: {}", with_causes(error)).is_err();
+}
+
+/// An error and its causes in one line; a cause that the error has already told is not told again.
+pub(crate) fn with_causes(error: &dyn Error) -> String {
+    let mut line = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
-        line.push_str(&format!(": {error}"));
+        let said = error.to_string();
+        if !line.contains(&said) {
+            line.push_str(&format!(": {said}"));
+        }
         cause = error.source();
     }
-    // Nobody is left to tell when standard error is closed.
-    let _unwritten = writeln!(io::stderr(), "{line}").is_err();
+    line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cause_is_told_once() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("cannot read: {0}")]
+        struct Told(#[source] io::Error);
+        let told = Told(io::Error::other("no disk"));
+        assert_eq!(with_causes(&told), "cannot read: no disk");
+        let kept = io::Error::other(Told(io::Error::other("no disk")));
+        assert_eq!(with_causes(&kept), "cannot read: no disk");
+    }
 }

@@ -1,4 +1,4 @@
-//! Prints the mesh's status for a person: what is wrong first, then nodes, pods, identities and proxies.
+//! Prints the mesh's status for a person: who answered and what is wrong first, then nodes, pods, identities and proxies.
 //!
 //! Pure: the document and the time go in, text comes out.
 
@@ -7,10 +7,10 @@ use comfy_table::{Table, presets};
 
 /// Renders the whole report; `now` is in seconds since the epoch.
 pub(crate) fn render(status: &MeshStatus, now: u64) -> String {
-    let mut sections = vec![format!(
-        "controller {}, trust domain {}",
-        status.controller_version, status.trust_domain
-    )];
+    let mut sections = vec![headline(status, now)];
+    if !status.replicas.is_empty() {
+        sections.push(replicas(status));
+    }
     if !status.problems.is_empty() {
         let rows = status
             .problems
@@ -23,6 +23,33 @@ pub(crate) fn render(status: &MeshStatus, now: u64) -> String {
     sections.push(identities(status, now));
     sections.push(proxies(status));
     sections.join("\n\n")
+}
+
+fn headline(status: &MeshStatus, now: u64) -> String {
+    let root = status
+        .root_not_after
+        .map(|at| format!(", the root's certificate {}", ending(at, now)));
+    format!(
+        "controller {}, trust domain {}{}",
+        status.controller_version,
+        status.trust_domain,
+        root.unwrap_or_default()
+    )
+}
+
+fn replicas(status: &MeshStatus) -> String {
+    let rows = status.replicas.iter().map(|replica| {
+        let state = match &replica.unanswered {
+            None => "answered".to_owned(),
+            Some(why) => format!("no answer: {why}"),
+        };
+        let version = match &*replica.version {
+            "" => "–".to_owned(),
+            version => version.to_owned(),
+        };
+        [replica.name.clone(), version, state]
+    });
+    section("CONTROLLERS", ["replica", "version", "state"], rows)
 }
 
 fn nodes(status: &MeshStatus, now: u64) -> String {
@@ -64,13 +91,14 @@ fn pods(status: &MeshStatus) -> String {
 
 fn identities(status: &MeshStatus, now: u64) -> String {
     let rows = status.identities.iter().map(|identity| {
-        let left = match identity.not_after.checked_sub(now) {
-            Some(left) if left > 0 => format!("in {}", span(left)),
-            _ => "expired".to_owned(),
-        };
-        [identity.identity.clone(), identity.node.clone(), left]
+        let certificate = ending(identity.not_after, now);
+        [
+            identity.identity.clone(),
+            identity.node.clone(),
+            certificate,
+        ]
     });
-    section("IDENTITIES", ["identity", "node", "certificate ends"], rows)
+    section("IDENTITIES", ["identity", "node", "certificate"], rows)
 }
 
 fn proxies(status: &MeshStatus) -> String {
@@ -130,8 +158,16 @@ fn section<const N: usize>(
     format!("{title}\n{}", lines.join("\n"))
 }
 
+/// When a certificate ends.
+pub(crate) fn ending(not_after: u64, now: u64) -> String {
+    match not_after.checked_sub(now) {
+        Some(left) if left > 0 => format!("ends in {}", span(left)),
+        _ => "has expired".to_owned(),
+    }
+}
+
 /// A span of seconds in its two largest units.
-fn span(seconds: u64) -> String {
+pub(crate) fn span(seconds: u64) -> String {
     let (days, hours, minutes) = (seconds / 86_400, seconds / 3_600 % 24, seconds / 60 % 60);
     match (days, hours, minutes) {
         (0, 0, 0) => format!("{seconds} s"),
@@ -144,31 +180,25 @@ fn span(seconds: u64) -> String {
 #[cfg(test)]
 mod tests {
     use ambit_core::status::{
-        CaptureState, IdentityStatus, NodeStatus, PodStatus, Problem, Rejection,
+        CaptureState, IdentityStatus, NodeStatus, PodStatus, Problem, Rejection, ReplicaStatus,
     };
 
     use super::*;
 
     fn sample() -> MeshStatus {
-        let held = |acknowledged: Option<&str>, rejected| TypeStatus {
-            type_url: "type.googleapis.com/istio.workload.Address".into(),
-            current: "v2".into(),
-            acknowledged: acknowledged.map(str::to_owned),
-            rejected,
+        let replica = |name: &str, version: &str, why: Option<&str>| ReplicaStatus {
+            name: name.into(),
+            version: version.into(),
+            unanswered: why.map(str::to_owned),
         };
-        let proxy = |node: &str, connected, held| ProxyStatus {
-            id: String::new(),
-            node: node.into(),
-            connected,
-            types: vec![held],
-        };
-        let refused = vec![Rejection {
-            name: "a/b".into(),
-            cause: "no".into(),
-        }];
         MeshStatus {
             controller_version: "0.1.0".into(),
             trust_domain: "cluster.local".into(),
+            root_not_after: Some(1000 + 86_400 * 3650),
+            replicas: vec![
+                replica("c-1", "0.1.0", None),
+                replica("c-2", "", Some("it waits")),
+            ],
             nodes: vec![NodeStatus {
                 name: "n1".into(),
                 connected: true,
@@ -195,17 +225,37 @@ mod tests {
                     not_after: 999,
                 },
             ],
-            proxies: vec![
-                proxy("n1", true, held(Some("v2"), vec![])),
-                proxy("n2", true, held(Some("v1"), vec![])),
-                proxy("n3", true, held(None, refused)),
-                proxy("n4", false, held(Some("v2"), vec![])),
-            ],
+            proxies: sample_proxies(),
             problems: vec![Problem {
                 place: "x.yaml:3".into(),
                 what: "broken".into(),
             }],
         }
+    }
+
+    fn sample_proxies() -> Vec<ProxyStatus> {
+        let held = |acknowledged: Option<&str>, rejected| TypeStatus {
+            type_url: "type.googleapis.com/istio.workload.Address".into(),
+            current: "v2".into(),
+            acknowledged: acknowledged.map(str::to_owned),
+            rejected,
+        };
+        let proxy = |node: &str, connected, held| ProxyStatus {
+            id: String::new(),
+            node: node.into(),
+            connected,
+            types: vec![held],
+        };
+        let refused = vec![Rejection {
+            name: "a/b".into(),
+            cause: "no".into(),
+        }];
+        vec![
+            proxy("n1", true, held(Some("v2"), vec![])),
+            proxy("n2", true, held(Some("v1"), vec![])),
+            proxy("n3", true, held(None, refused)),
+            proxy("n4", false, held(Some("v2"), vec![])),
+        ]
     }
 
     fn line_with<'a>(report: &'a str, word: &str) -> &'a str {
@@ -218,6 +268,11 @@ mod tests {
     #[test]
     fn every_fact_is_in_the_report() {
         let report = render(&sample(), 1000);
+        assert!(report.starts_with(
+            "controller 0.1.0, trust domain cluster.local, the root's certificate ends in 3650 d 0 h\n"
+        ));
+        assert!(line_with(&report, "c-1").contains("0.1.0    answered"));
+        assert!(line_with(&report, "c-2").contains("no answer: it waits"));
         assert!(
             line_with(&report, "n1    connected").contains("1 min 0 s ago"),
             "{report}"
@@ -228,7 +283,7 @@ mod tests {
         );
         assert!(line_with(&report, "a/p").contains("captured"), "{report}");
         assert!(
-            line_with(&report, "spiffe://x").contains("in 23 h 1 min"),
+            line_with(&report, "spiffe://x").contains("ends in 23 h 1 min"),
             "{report}"
         );
         assert!(
