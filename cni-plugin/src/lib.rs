@@ -21,6 +21,8 @@ pub mod handoff;
 #[cfg(feature = "agent")]
 pub mod agent;
 #[cfg(feature = "agent")]
+pub mod install;
+#[cfg(feature = "agent")]
 pub mod endpoints;
 #[cfg(feature = "agent")]
 pub mod config;

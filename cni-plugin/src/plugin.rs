@@ -198,3 +198,6 @@ fn spoken(input: &[u8]) -> String {
 fn print(document: &impl Serialize) -> String {
     serde_json::to_string(document).unwrap_or_default()
 }
+
+#[cfg(test)]
+mod tests;

@@ -368,7 +368,7 @@ fn wrong_variables(names: &[&str]) -> Failure {
 }
 
 /// Names of networks and containers (§Parameters, §Configuration format).
-fn is_name(text: &str) -> bool {
+pub(crate) fn is_name(text: &str) -> bool {
     let rest = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-');
     text.starts_with(|c: char| c.is_ascii_alphanumeric()) && text.chars().all(rest)
 }
@@ -379,3 +379,6 @@ fn is_interface(text: &str) -> bool {
         && !matches!(text, "." | "..")
         && !text.contains(odd)
 }
+
+#[cfg(test)]
+mod tests;

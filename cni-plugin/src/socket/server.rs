@@ -174,3 +174,6 @@ async fn read(plugin: &mut UnixStream) -> io::Result<Result<Request, Failure>> {
         )
     }))
 }
+
+#[cfg(test)]
+mod tests;
