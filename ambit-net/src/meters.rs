@@ -20,6 +20,7 @@ pub use self::labels::{Party, Reporter, ServiceParty, TrafficLabels};
 use self::series::Cell;
 pub use self::series::{Counter, Gauge, Hold};
 pub use self::table::*;
+use self::table::{LABELS, UNKNOWN};
 pub use self::traffic::Traffic;
 use self::traffic::TrafficSeries;
 use crate::telemetry;
@@ -27,8 +28,6 @@ use crate::telemetry;
 /// Series of one metric beside those of traffic. Their labels are words of ours, so that this is never reached
 /// unless a caller puts names into them.
 const FAMILY_LIMIT: usize = 1000;
-/// Value of a label that is not known, in Istio's metrics and in ours.
-const UNKNOWN: &str = "unknown";
 
 /// All metrics of a process; shared by its threads.
 #[derive(Debug)]
@@ -142,7 +141,7 @@ pub fn table() -> String {
         String::from("| metric | type | labels | program | meaning |\n|---|---|---|---|---|\n");
     for about in table::all() {
         let labels = match about.labels {
-            labels if labels.len() == labels::LABELS.len() => "traffic labels".to_owned(),
+            labels if labels.len() == LABELS.len() => "traffic labels".to_owned(),
             labels => labels.join(", "),
         };
         let kind = about.kind.word();
@@ -151,7 +150,7 @@ pub fn table() -> String {
             "| `{name}` | {kind} | {labels} | {program} | {help} |\n"
         ));
     }
-    let names = labels::LABELS.map(|label| format!("`{label}`")).join(", ");
+    let names = LABELS.map(|label| format!("`{label}`")).join(", ");
     table.push_str(&format!(
         "\nTraffic labels: {names}. What is not known is `{UNKNOWN}`.\n"
     ));

@@ -4,9 +4,6 @@
 //! asks (`bin/ambit-cni-agent.rs`, here `app`). What they say to each other is in `socket`. Without the feature `agent` only
 //! the plugin is built, with nothing below it but std. The order of the modules is the order of layers.
 
-#[cfg(feature = "agent")]
-use std::error::Error;
-
 pub mod spec;
 pub mod socket;
 pub mod plugin;
@@ -30,14 +27,4 @@ pub mod config;
 pub mod app;
 
 #[cfg(feature = "agent")]
-/// An error and everything that caused it, in one line for operators.
-pub fn with_causes(error: &dyn Error) -> String {
-    let mut line = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        line.push_str(": ");
-        line.push_str(&error.to_string());
-        cause = error.source();
-    }
-    line
-}
+pub use ambit_net::telemetry::with_causes;

@@ -10,38 +10,8 @@ use ambit_core::names::Text;
 use ambit_core::service::Service;
 use ambit_core::workload::Workload;
 
-use super::{UNKNOWN, text};
-
-/// Istio's labels of the TCP metrics, in its order.
-pub(super) const LABELS: [&str; 27] = [
-    "reporter",
-    "source_workload",
-    "source_canonical_service",
-    "source_canonical_revision",
-    "source_workload_namespace",
-    "source_principal",
-    "source_app",
-    "source_version",
-    "source_cluster",
-    "destination_service",
-    "destination_service_namespace",
-    "destination_service_name",
-    "destination_workload",
-    "destination_canonical_service",
-    "destination_canonical_revision",
-    "destination_workload_namespace",
-    "destination_principal",
-    "destination_app",
-    "destination_version",
-    "destination_cluster",
-    "request_protocol",
-    "response_flags",
-    "connection_security_policy",
-    "source_region",
-    "source_zone",
-    "destination_region",
-    "destination_zone",
-];
+use super::table::{LABELS, UNKNOWN};
+use super::text;
 
 /// Value of `response_flags` of all others.
 pub(super) const NO_FLAGS: &str = "-";

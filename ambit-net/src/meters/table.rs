@@ -4,7 +4,39 @@
 //! that begin with `istio_`, `workload_manager_` or `process_` are those of istio/ztunnel. Base units; counters end in
 //! `_total`.
 
-use super::labels;
+/// Value of a label that is not known, in Istio's metrics and in ours.
+pub(super) const UNKNOWN: &str = "unknown";
+
+/// Istio's labels of the TCP metrics, in its order.
+pub(super) const LABELS: [&str; 27] = [
+    "reporter",
+    "source_workload",
+    "source_canonical_service",
+    "source_canonical_revision",
+    "source_workload_namespace",
+    "source_principal",
+    "source_app",
+    "source_version",
+    "source_cluster",
+    "destination_service",
+    "destination_service_namespace",
+    "destination_service_name",
+    "destination_workload",
+    "destination_canonical_service",
+    "destination_canonical_revision",
+    "destination_workload_namespace",
+    "destination_principal",
+    "destination_app",
+    "destination_version",
+    "destination_cluster",
+    "request_protocol",
+    "response_flags",
+    "connection_security_policy",
+    "source_region",
+    "source_zone",
+    "destination_region",
+    "destination_zone",
+];
 
 /// What kind of number a metric is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,7 +132,7 @@ macro_rules! traffic {
     ($($const:ident $name:literal $help:literal;)*) => {
         $(
             pub(super) static $const: About = About {
-                name: $name, kind: Kind::Counter, labels: &labels::LABELS, program: "ztunnel", help: $help,
+                name: $name, kind: Kind::Counter, labels: &LABELS, program: "ztunnel", help: $help,
             };
         )*
         static TRAFFIC: &[&About] = &[$(&$const),*];
