@@ -5,6 +5,7 @@
 //! what they have captured. The order of the modules is the order of layers: a module uses those above it only.
 
 pub mod private_file;
+pub mod api_server;
 pub mod crds;
 pub mod watch;
 pub mod index;

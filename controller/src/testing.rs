@@ -1,5 +1,7 @@
 //! For the tests of this crate: objects from YAML literals, an index that has seen them, and a directory of a test's own.
 
+pub(crate) mod api;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

@@ -37,7 +37,7 @@ pub enum AppError {
     #[error("AMBIT_NODE_TOKENS: {0}")]
     Tokens(#[source] PrivateFileError),
     /// There is no root of the CA.
-    #[error("AMBIT_STATE_DIR: {0}")]
+    #[error(transparent)]
     Root(#[from] RootError),
     /// The reports cannot be read.
     #[error("AMBIT_STATE_DIR: {0}")]

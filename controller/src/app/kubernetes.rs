@@ -5,6 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use ambit_core::names::Text;
 use futures_util::future::FutureExt as _;
 use kube::Client;
 use kube::config::Config as ClientConfig;
@@ -13,7 +14,7 @@ use tokio::sync::watch;
 use super::{AppError, Ground, Running, StatusPort, Wires, listen};
 use crate::ca::authenticate::Authenticator;
 use crate::ca::authenticate::review::{Reviews, Trusted};
-use crate::ca::root::Root;
+use crate::ca::root::secret;
 use crate::config::{Config, Kubernetes};
 use crate::index::served::CaptureSource;
 use crate::reports::NodeReports;
@@ -35,12 +36,10 @@ pub(super) async fn open(
         accounts: cluster.trusted_accounts.clone(),
     };
     let status = listen("AMBIT_STATUS_ADDR", cluster.status)?;
-    let root = Root::load_or_create(
-        std::path::Path::new("/var/lib/ambit/ca-root.pem"),
-        &config.mesh.trust_domain,
-        std::time::SystemTime::now(),
-    )?;
-    let (_changes, root) = watch::channel(Arc::new(root));
+    let root = secret::open(&client, &cluster.namespace, &config.mesh.trust_domain).await?;
+    let (in_force, root) = watch::channel(Arc::new(root));
+    let namespace = Text::clone(&cluster.namespace);
+    let exchange = secret::follow(client.clone(), namespace, in_force);
     let meters = || Arc::clone(&running.meters);
     let reviews = Reviews::new(client.clone(), trusted);
     let source = kubernetes::run(client, wires.events.clone());
@@ -50,7 +49,7 @@ pub(super) async fn open(
         capture: CaptureSource::Annotations,
         reports: NodeReports::in_memory(wires.events, meters()),
         status: StatusPort::Loopback(status),
-        tasks: vec![source.boxed()],
+        tasks: vec![source.boxed(), exchange.boxed()],
     })
 }
 

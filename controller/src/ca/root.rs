@@ -1,8 +1,10 @@
 //! The root of all identities: one key and certificate, and which roots beside it are trusted while one replaces another.
 //!
-//! Kept in a file of this program's own, or with Kubernetes in a Secret. Made once, when there is none; never
+//! Kept in a file of this program's own, or with Kubernetes in a Secret ([`secret`]). Made once, when there is none; never
 //! made anew in silence, since every certificate of the mesh hangs on it. One that is damaged, open to others or out of its
 //! time ends the start with words for the operator.
+
+pub mod secret;
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -41,6 +43,17 @@ pub enum RootError {
         place: String,
         /// What is wrong.
         cause: String,
+    },
+    /// The Secret is not there though a root of it is trusted.
+    #[error(
+        "{place} is gone, and {published} says that pods trust a root of it. Put back a copy; to begin with a new root, \
+         delete that ConfigMap, and know that pods refuse each other until each has a new certificate"
+    )]
+    Gone {
+        /// The Secret.
+        place: String,
+        /// Where the root was found to be trusted.
+        published: String,
     },
     /// A root cannot be made.
     #[error("a root cannot be made: {0}")]
@@ -83,7 +96,8 @@ impl Root {
             Err(error) => return Err(error.into()),
         }
         let made = make(trust_domain, now).map_err(RootError::Make)?;
-        if private_file::create(path, made.as_bytes())? {
+        let text = made.certificate + &made.key;
+        if private_file::create(path, text.as_bytes())? {
             info!(path = %path.display(), "a root is made");
         }
         // Another process may have been first; what is in the file counts.
@@ -206,8 +220,14 @@ fn check(certificate: &[u8], key: &KeyPair, now: SystemTime) -> Result<u64, Stri
     Ok(not_after)
 }
 
-/// PEM of a new root, certificate first.
-fn make(trust_domain: &str, now: SystemTime) -> Result<String, rcgen::Error> {
+/// The PEM texts of a new root.
+struct Made {
+    certificate: String,
+    key: String,
+}
+
+/// Makes a root.
+fn make(trust_domain: &str, now: SystemTime) -> Result<Made, rcgen::Error> {
     let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
     let mut name = DistinguishedName::new();
     name.push(DnType::OrganizationName, trust_domain);
@@ -218,7 +238,10 @@ fn make(trust_domain: &str, now: SystemTime) -> Result<String, rcgen::Error> {
     params.not_before = (now - BACKDATED).into();
     params.not_after = (now + LIFETIME).into();
     let certificate = params.self_signed(&key)?;
-    Ok(certificate.pem() + &key.serialize_pem())
+    Ok(Made {
+        certificate: certificate.pem(),
+        key: key.serialize_pem(),
+    })
 }
 
 /// The parts of a PEM text that are certificates, each with one form of line ends.

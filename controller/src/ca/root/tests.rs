@@ -121,9 +121,8 @@ fn a_root_out_of_its_time_is_refused() {
 
 /// Certificate and key of a new root.
 fn made() -> (String, String) {
-    let text = make("cluster.local", SystemTime::now()).unwrap();
-    let (certificate, key) = text.split_at(text.find("-----BEGIN PRIVATE").unwrap());
-    (certificate.to_owned(), key.to_owned())
+    let made = make("cluster.local", SystemTime::now()).unwrap();
+    (made.certificate, made.key)
 }
 
 fn with_trusted(trusted: &str, (certificate, key): &(String, String)) -> Result<Root, String> {
