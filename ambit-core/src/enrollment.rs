@@ -31,7 +31,7 @@ pub const CAPTURED_BY: &str = "ambit.mesh/captured-by";
 pub const CAPTURED_BY_AMBIT: &str = "ambit";
 
 /// Annotation by which Istio marks a pod that has a sidecar of its own.
-const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
+pub const SIDECAR_STATUS: &str = "sidecar.istio.io/status";
 
 /// Namespaces whose pods never join: the cluster's own and ours.
 pub const SYSTEM_NAMESPACES: [&str; 2] = ["kube-system", "ambit-system"];
@@ -69,6 +69,8 @@ pub enum Enrollment {
     HostNetwork,
     /// Out: the pod has a sidecar that carries its traffic.
     Sidecar,
+    /// Out: another ambient mesh serves the pod.
+    AnotherMesh,
     /// Out: the namespace is one that the mesh itself depends on.
     SystemNamespace,
     /// Out: the pod has ended.
@@ -99,12 +101,21 @@ pub fn enrollment(pod: &PodFacts<'_>, namespace: &Metadata<'_>) -> Enrollment {
     if let Some(never) = never(pod) {
         return never;
     }
-    match (setting(&pod.metadata), setting(namespace)) {
-        (Some(Mode::None), _) => Enrollment::PodOptsOut,
-        (Some(Mode::Ambient), _) => Enrollment::ByPod,
-        (None, Some(Mode::None)) => Enrollment::NamespaceOptsOut,
-        (None, Some(Mode::Ambient)) => Enrollment::ByNamespace,
-        (None, None) => Enrollment::NotAsked,
+    asked(&pod.metadata, namespace, Heard::AllKeys)
+}
+
+/// Decides likewise on a node where the agent of another ambient mesh is at work: what asks by Istio's label alone is
+/// left to that one, unless we capture it already.
+pub fn enrollment_beside_another(pod: &PodFacts<'_>, namespace: &Metadata<'_>) -> Enrollment {
+    let alone = enrollment(pod, namespace);
+    if !alone.is_enrolled() || captor(pod.metadata.annotations) == Captor::Ambit {
+        return alone;
+    }
+    let ours = asked(&pod.metadata, namespace, Heard::OurKeys);
+    if ours.is_enrolled() {
+        ours
+    } else {
+        Enrollment::AnotherMesh
     }
 }
 
@@ -116,6 +127,11 @@ pub fn captor(annotations: Option<&BTreeMap<String, String>>) -> Captor {
         (Some(REDIRECTION_ENABLED | REDIRECTION_PENDING), false) => Captor::Another,
         _ => Captor::Nobody,
     }
+}
+
+/// True when the pod or its namespace asks for the mesh by any key, whether or not the pod can join.
+pub fn asks(pod: &Metadata<'_>, namespace: &Metadata<'_>) -> bool {
+    asked(pod, namespace, Heard::AllKeys).is_enrolled()
 }
 
 /// The uid of a pod, or `namespace/name` where nobody gave it one (documents without Kubernetes).
@@ -139,6 +155,7 @@ impl Enrollment {
             Self::ByNamespace => "the namespace asks for it",
             Self::HostNetwork => "pods with hostNetwork cannot join",
             Self::Sidecar => "the pod has a sidecar of its own",
+            Self::AnotherMesh => "another ambient mesh serves it",
             Self::SystemNamespace => "pods of system namespaces cannot join",
             Self::Ended => "the pod has ended",
             Self::PodOptsOut => "the pod says none",
@@ -152,6 +169,13 @@ impl fmt::Display for Enrollment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.why())
     }
+}
+
+/// Which keys may ask for the mesh; all may refuse it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    AllKeys,
+    OurKeys,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -170,18 +194,32 @@ fn never(pod: &PodFacts<'_>) -> Option<Enrollment> {
     if SYSTEM_NAMESPACES.contains(&pod.namespace) {
         return Some(Enrollment::SystemNamespace);
     }
+    if captor(pod.metadata.annotations) == Captor::Another {
+        return Some(Enrollment::AnotherMesh);
+    }
     value(pod.metadata.annotations, SIDECAR_STATUS).map(|_| Enrollment::Sidecar)
 }
 
-fn setting(object: &Metadata<'_>) -> Option<Mode> {
-    let said = [
+fn asked(pod: &Metadata<'_>, namespace: &Metadata<'_>, heard: Heard) -> Enrollment {
+    match (setting(pod, heard), setting(namespace, heard)) {
+        (Some(Mode::None), _) => Enrollment::PodOptsOut,
+        (Some(Mode::Ambient), _) => Enrollment::ByPod,
+        (None, Some(Mode::None)) => Enrollment::NamespaceOptsOut,
+        (None, Some(Mode::Ambient)) => Enrollment::ByNamespace,
+        (None, None) => Enrollment::NotAsked,
+    }
+}
+
+fn setting(object: &Metadata<'_>, heard: Heard) -> Option<Mode> {
+    let ours = [
         value(object.annotations, DATAPLANE_MODE),
         value(object.labels, DATAPLANE_MODE),
-        value(object.labels, ISTIO_DATAPLANE_MODE),
     ];
-    if said.contains(&Some("none")) {
+    let istios = value(object.labels, ISTIO_DATAPLANE_MODE);
+    let istio_asks = heard == Heard::AllKeys && istios == Some("ambient");
+    if ours.contains(&Some("none")) || istios == Some("none") {
         Some(Mode::None)
-    } else if said.contains(&Some("ambient")) {
+    } else if ours.contains(&Some("ambient")) || istio_asks {
         Some(Mode::Ambient)
     } else {
         None

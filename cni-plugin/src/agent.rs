@@ -3,11 +3,16 @@
 //! Started by `app.rs`. It has a task for each pod (`agent/pod.rs`) and tells it what is wanted; it never waits for one.
 //! What was captured before a restart is taken up again before anything is decided. Knows no rules and no files.
 
+pub mod api;
+pub mod events;
 pub mod pods;
 pub mod memory;
 pub mod netns;
 pub mod report;
+pub mod annotate;
 mod tools;
+pub mod orders;
+pub mod requests;
 mod pod;
 pub mod release;
 
@@ -27,12 +32,13 @@ use tracing::{info, warn};
 use crate::handoff::{Announcement, Handoff};
 use memory::{Memory, Record};
 use netns::Namespaces;
-use pod::{PodTask, Wish};
-use pods::{NodePods, Source, Spec};
+use orders::{Admission, Admitted, Order, Settled};
+use pod::{PodTask, Wires, Wish};
+use pods::{NodePods, Place, Source, Wanted};
 use report::Report;
 use tools::Tools;
 
-pub use tools::Settings;
+pub use tools::{Kubernetes, Settings};
 
 /// How long after the start the source must have been heard before pods that it does not name are let go. A file may be
 /// half written at the first look; it is read again within half a second.
@@ -50,6 +56,9 @@ pub struct Agent {
     pods: BTreeMap<PodUid, Pod>,
     tasks: Tasks,
     finished: (mpsc::Sender<PodUid>, mpsc::Receiver<PodUid>),
+    orders: mpsc::Receiver<Order>,
+    /// CNI requests so far.
+    attempts: u64,
     said: Option<NodePods>,
     release_from: Instant,
 }
@@ -58,6 +67,7 @@ pub struct Agent {
 #[derive(Debug)]
 struct Pod {
     wish: watch::Sender<Wish>,
+    settled: watch::Receiver<Settled>,
     /// The source has named it since the start. Before that its absence may only mean that it could not be read.
     confirmed: bool,
 }
@@ -75,6 +85,10 @@ pub struct Means {
     pub rules_written: Counter,
     /// Blocked until the source has been heard.
     pub readiness: Readiness,
+    /// What CNI requests want.
+    pub orders: mpsc::Receiver<Order>,
+    /// What there is on Kubernetes only.
+    pub kubernetes: Option<Kubernetes>,
 }
 
 impl Agent {
@@ -91,6 +105,7 @@ impl Agent {
             report: Report::default(),
             settings: means.settings,
             rules_written: means.rules_written,
+            kubernetes: means.kubernetes,
         };
         let mut agent = Self {
             tools,
@@ -98,6 +113,8 @@ impl Agent {
             pods: BTreeMap::new(),
             tasks: Tasks::new("pods"),
             finished: mpsc::channel(MOST_FINISHED),
+            orders: means.orders,
+            attempts: 0,
             said: None,
             release_from: Instant::now() + RELEASE_GRACE,
         };
@@ -133,6 +150,7 @@ impl Agent {
                 finished = self.finished.1.recv() => if let Some(uid) = finished {
                     self.strike(&uid);
                 },
+                Some(order) = self.orders.recv() => self.carry_out(order, &mut source),
                 () = release => {}
             }
             self.reconcile();
@@ -144,8 +162,8 @@ impl Agent {
         let Some(said) = self.said.take() else {
             return;
         };
-        for (uid, spec) in &said.enrolled {
-            self.want(uid, spec);
+        for (uid, wanted) in &said.enrolled {
+            self.want(uid, wanted);
         }
         let heard = Instant::now() >= self.release_from;
         for (uid, pod) in &self.pods {
@@ -159,19 +177,71 @@ impl Agent {
         self.said = Some(said);
     }
 
+    /// Does what a CNI request wants.
+    fn carry_out(&mut self, order: Order, source: &mut Source) {
+        match order {
+            Order::Admit(admission, answer) => {
+                let admitted = self.admit(*admission, source);
+                // What was known before may not name the pod.
+                self.said = source.now().or(self.said.take());
+                // Who asked may have stopped waiting; the pod is captured all the same.
+                drop(answer.send(admitted));
+            }
+            Order::Undo(uid, attempt) => {
+                if let Some(pod) = self.pods.get(&uid) {
+                    pod.wish
+                        .send_if_modified(|wish| wish.become_undone(attempt));
+                }
+            }
+        }
+    }
+
+    /// Has a pod captured in the network namespace that it has just got, if it belongs to the mesh.
+    fn admit(&mut self, admission: Admission, source: &mut Source) -> Admitted {
+        let Some((known, enrollment)) = source.learn(&admission.read) else {
+            return Admitted::Deleted;
+        };
+        if !enrollment.is_enrolled() {
+            return Admitted::Outside(enrollment);
+        }
+        let options = match known.options {
+            Ok(options) => options,
+            Err(cause) => return Admitted::Unclear(cause),
+        };
+        self.attempts += 1;
+        let uid = known.pod.uid.clone();
+        let wanted = Wanted {
+            pod: known.pod,
+            options,
+            place: Place {
+                netns: Some(admission.netns),
+                addresses: admission.addresses,
+                static_uid: known.static_uid,
+            },
+        };
+        let wish = Wish::Captured(wanted, self.attempts);
+        match self.pods.get_mut(&uid) {
+            Some(pod) => {
+                pod.confirmed = true;
+                pod.wish.send_replace(wish);
+            }
+            None => self.start(uid.clone(), wish, None, true),
+        }
+        match self.pods.get(&uid) {
+            Some(pod) => Admitted::Underway(self.attempts, pod.settled.clone()),
+            None => Admitted::Deleted,
+        }
+    }
+
     /// The pod is to be captured.
-    fn want(&mut self, uid: &PodUid, spec: &Spec) {
-        let wish = Wish::Captured(spec.clone());
+    fn want(&mut self, uid: &PodUid, wanted: &Wanted) {
         match self.pods.get_mut(uid) {
             Some(pod) => {
                 pod.confirmed = true;
-                pod.wish.send_if_modified(|old| {
-                    let news = *old != wish;
-                    *old = wish;
-                    news
-                });
+                pod.wish
+                    .send_if_modified(|wish| wish.become_captured(wanted));
             }
-            None => self.start(uid.clone(), wish, None, true),
+            None => self.start(uid.clone(), Wish::Captured(wanted.clone(), 0), None, true),
         }
     }
 
@@ -184,7 +254,7 @@ impl Agent {
             netns: None,
         }));
         let wish = match record.leaving {
-            false => Wish::Captured(record.spec.clone()),
+            false => Wish::Captured(record.spec.clone().into(), 0),
             true => Wish::Left,
         };
         self.start(record.spec.pod.uid.clone(), wish, Some(record), false);
@@ -192,22 +262,26 @@ impl Agent {
 
     fn start(&mut self, uid: PodUid, wish: Wish, remembered: Option<Record>, confirmed: bool) {
         let (wish, listener) = watch::channel(wish);
-        let finished = self.finished.0.clone();
-        let task = PodTask::new(
-            uid.clone(),
-            self.tools.clone(),
-            listener,
-            remembered,
-            finished,
-        );
+        let (settled, outcome) = watch::channel(Settled::default());
+        let wires = Wires {
+            wish: listener,
+            settled,
+            finished: self.finished.0.clone(),
+        };
+        let task = PodTask::new(uid.clone(), self.tools.clone(), wires, remembered);
         self.tasks.spawn(task.run());
-        self.pods.insert(uid, Pod { wish, confirmed });
+        let pod = Pod {
+            wish,
+            settled: outcome,
+            confirmed,
+        };
+        self.pods.insert(uid, pod);
     }
 
     /// A pod has left; its task ends, unless it is wanted again meanwhile.
     fn strike(&mut self, uid: &PodUid) {
         if let Some(pod) = self.pods.get(uid)
-            && *pod.wish.borrow() == Wish::Left
+            && !pod.wish.borrow().is_captured()
         {
             self.pods.remove(uid);
         }

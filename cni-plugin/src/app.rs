@@ -3,8 +3,10 @@
 //! Called by `bin/ambit-cni-agent.rs`. Stopping touches no rules: what is captured stays captured. Undoing everything is a
 //! mode of its own ([`release_all`]). Knows the order of things and nothing of how they work.
 
+mod kubernetes;
+
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,19 +20,22 @@ use ambit_net::netns::{Netns, NetnsError};
 use ambit_net::tasks::Tasks;
 use ambit_net::telemetry::{Log, VERSION};
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
+use crate::agent::api::ClientError;
 use crate::agent::memory::{self, MemoryError, Opened, Record};
-use crate::agent::pods::Source;
+use crate::agent::orders;
 use crate::agent::pods::files::Files;
+use crate::agent::pods::{Source, Wanted};
 use crate::agent::release::release;
 use crate::agent::{Agent, Means};
 use crate::checks::Checks;
-use crate::config::Config;
+use crate::config::{Config, Origin};
 use crate::endpoints::{self, EndpointError, Shown};
 use crate::handoff::Handoff;
 use crate::redirect::{self, RedirectError};
+use kubernetes::Ground;
 
 /// How long tasks may take to end; none of them waits for another program.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
@@ -46,9 +51,25 @@ pub enum AppError {
     /// The socket for ztunnel cannot be used.
     #[error(transparent)]
     Handoff(#[from] HandoffError),
-    /// The directory of the socket cannot be made.
-    #[error("cannot make the directory of the handoff socket")]
-    Directory(#[source] io::Error),
+    /// The directory of a socket cannot be made.
+    #[error("cannot make the directory of the socket {path}")]
+    Directory {
+        /// The socket.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// The socket for the CNI plugin cannot be used.
+    #[error("cannot listen on {path} for the CNI plugin (AMBIT_CNI_SOCKET)")]
+    PluginSocket {
+        /// The socket.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// There is no way to the API server.
+    #[error(transparent)]
+    Client(#[from] ClientError),
     /// A network namespace cannot be made or entered.
     #[error(transparent)]
     Netns(#[from] NetnsError),
@@ -76,14 +97,15 @@ pub enum AppError {
 pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
     let checks = Checks::default();
     checks.note(rehearse().await?);
-    let mut terminate = signal(SignalKind::terminate()).map_err(AppError::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(AppError::Signals)?;
+    let mut signals = Signals::new().map_err(AppError::Signals)?;
     let Opened {
         records,
         memory,
         writer,
     } = memory::open(&config.state_dir)?;
     let listener = bind(&config.handoff_socket)?;
+    let (source, ground) = origin(&config).await?;
+    let (orders, ordered) = orders::channel();
     let (handoff, readiness) = (Handoff::default(), Readiness::new());
     let meters = Meters::new("ambit-cni-agent", 0);
     // The agent announces what it remembers before the first ztunnel is let in.
@@ -93,6 +115,8 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         settings: config.pods,
         rules_written: meters.counter(&AGENT_RULES_WRITTEN, []),
         readiness: readiness.clone(),
+        orders: ordered,
+        kubernetes: ground.as_ref().map(Ground::means),
     };
     let agent = Agent::new(means, records)?;
     let operators = Tasks::new("endpoints");
@@ -114,20 +138,18 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
     );
     disk.spawn(writer.run());
     links.spawn(handoff.run(listener, links.spawner()));
-    let directory = Directory::new(&config.manifests, Limits::default());
-    let source = Source::Files(Files::new(directory, Arc::clone(&config.node)));
+    if let Some(ground) = ground {
+        ground.start(orders, agent.report(), &pods);
+    }
     pods.spawn(agent.run(source, pods.stop_signal()));
     info!(
         version = VERSION,
         node = %config.node,
-        manifests = %config.manifests.display(),
+        pods = %config.origin,
         socket = %config.handoff_socket.display(),
         "the node agent has started"
     );
-    tokio::select! {
-        _signal = terminate.recv() => {}
-        _signal = interrupt.recv() => {}
-    }
+    signals.wait().await;
     info!("the node agent stops; captured pods stay captured");
     // The pods first: what they see of ztunnel while everything stops is no news.
     for tasks in [&pods, &links, &operators, &disk] {
@@ -151,12 +173,15 @@ pub async fn release_all(config: Config) -> Result<(), AppError> {
         writer,
         ..
     } = memory::open(&config.state_dir)?;
-    let directory = Directory::new(&config.manifests, Limits::default());
-    let said = Files::new(directory, config.node).next().await;
-    let others = said.others.into_values().flatten();
-    for spec in said.enrolled.into_values().chain(others) {
-        let (uid, leaving) = (spec.pod.uid.clone(), true);
-        remembered.entry(uid).or_insert(Record { spec, leaving });
+    if let Origin::Files(manifests) = &config.origin {
+        let directory = Directory::new(manifests, Limits::default());
+        let said = Files::new(directory, config.node).next().await;
+        let enrolled = said.enrolled.into_values().filter_map(Wanted::into_spec);
+        let others = said.others.into_values().flatten();
+        for spec in enrolled.chain(others) {
+            let (uid, leaving) = (spec.pod.uid.clone(), true);
+            remembered.entry(uid).or_insert(Record { spec, leaving });
+        }
     }
     let failed = release(remembered.values()).await?;
     if failed > 0 {
@@ -168,6 +193,43 @@ pub async fn release_all(config: Config) -> Result<(), AppError> {
         "nothing is captured on this node any more"
     );
     Ok(())
+}
+
+/// What tells the agent to stop.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    fn new() -> io::Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate())?,
+            interrupt: signal(SignalKind::interrupt())?,
+        })
+    }
+
+    async fn wait(&mut self) {
+        tokio::select! {
+            _signal = self.terminate.recv() => {}
+            _signal = self.interrupt.recv() => {}
+        }
+    }
+}
+
+/// Where pods come from, and what there is beside on Kubernetes.
+async fn origin(config: &Config) -> Result<(Source, Option<Ground>), AppError> {
+    match &config.origin {
+        Origin::Files(manifests) => {
+            let directory = Directory::new(manifests, Limits::default());
+            let files = Files::new(directory, Arc::clone(&config.node));
+            Ok((Source::Files(files), None))
+        }
+        Origin::Kubernetes(on) => {
+            let ground = Ground::prepare(&config.node, on.clone()).await?;
+            Ok((ground.source(), Some(ground)))
+        }
+    }
 }
 
 /// Does everything once in a namespace made for it, so that a kernel or a container that lacks something is known at the
@@ -189,8 +251,14 @@ async fn rehearse() -> Result<Check, AppError> {
 }
 
 fn bind(socket: &Path) -> Result<Listener, AppError> {
-    if let Some(dir) = socket.parent() {
-        std::fs::create_dir_all(dir).map_err(AppError::Directory)?;
-    }
+    make_parent(socket)?;
     Ok(Listener::bind(socket)?)
+}
+
+fn make_parent(socket: &Path) -> Result<(), AppError> {
+    let made = socket.parent().map_or(Ok(()), std::fs::create_dir_all);
+    made.map_err(|source| {
+        let path = socket.to_owned();
+        AppError::Directory { path, source }
+    })
 }

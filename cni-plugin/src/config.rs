@@ -2,6 +2,7 @@
 //!
 //! Called by `app.rs` at start, and by the test that prints docs/config.md. Knows nothing of what they do.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,10 +14,13 @@ use ambit_net::telemetry::LogSettings;
 use crate::agent::Settings;
 use crate::endpoints::Addresses;
 use crate::redirect::ruleset::Probes;
+use crate::socket::DEFAULT_PATH;
 
 /// Ports of the agent in the node's namespace: behind those of ztunnel (15020, 15021) and used by nothing of Istio's.
 const ADMIN: u16 = 15022;
 const METRICS: u16 = 15023;
+/// What the table of settings shows for probe addresses that are not set.
+const UNSET: &str = "none with files";
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// All settings of the agent.
@@ -24,8 +28,8 @@ const MINUTE: Duration = Duration::from_secs(60);
 pub struct Config {
     /// This node's name, as pods name it.
     pub node: Text,
-    /// Directory of Kubernetes YAML.
-    pub manifests: PathBuf,
+    /// Where pods come from.
+    pub origin: Origin,
     /// Where ztunnel connects.
     pub handoff_socket: PathBuf,
     /// Where the agent remembers what it has captured.
@@ -36,6 +40,37 @@ pub struct Config {
     pub endpoints: Addresses,
     /// How the agent logs.
     pub log: LogSettings,
+}
+
+/// Where pods come from.
+#[derive(Clone, Debug)]
+pub enum Origin {
+    /// A directory of Kubernetes YAML.
+    Files(PathBuf),
+    /// The Kubernetes API.
+    Kubernetes(OnKubernetes),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Files(manifests) => write!(f, "{}", manifests.display()),
+            Self::Kubernetes(_) => f.write_str("Kubernetes"),
+        }
+    }
+}
+
+/// What matters on Kubernetes only.
+#[derive(Clone, Debug)]
+pub struct OnKubernetes {
+    /// Namespaces that never join, beside those that nobody can let join.
+    pub excluded: Vec<String>,
+    /// Where the CNI plugin asks.
+    pub cni_socket: PathBuf,
+    /// The node's /proc, as the agent sees it.
+    pub proc: PathBuf,
+    /// What the runtime's CNI library notes.
+    pub cni_cache: PathBuf,
 }
 
 impl Config {
@@ -51,9 +86,11 @@ impl Config {
         let manifests = env
             .setting(
                 "AMBIT_MANIFESTS",
-                "Directory of Kubernetes YAML with the Pods and Namespaces; read again when it changes.",
+                "Directory of Kubernetes YAML with the Pods and Namespaces; read again when it changes. Without it they come \
+                 from the Kubernetes API (KUBECONFIG, or the pod's service account).",
             )
-            .required_path();
+            .optional_path();
+        let kubernetes = on_kubernetes(env);
         let handoff_socket = env
             .setting(
                 "AMBIT_HANDOFF_SOCKET",
@@ -80,13 +117,17 @@ impl Config {
                 "How often the rules in a captured pod are compared with what they should be, and put right.",
             )
             .duration(MINUTE / 2, Duration::from_secs(1)..=60 * MINUTE);
+        let default_probes = match manifests {
+            Some(_) => Probes::default(),
+            None => Probes::ISTIO,
+        };
         Self {
             node: node.into(),
-            manifests,
+            origin: manifests.map_or(Origin::Kubernetes(kubernetes), Origin::Files),
             handoff_socket,
             state_dir,
             pods: Settings {
-                probes: probes(env),
+                probes: probes(env, default_probes),
                 leave_timeout,
                 verify_interval,
             },
@@ -120,27 +161,62 @@ fn endpoints(env: &mut EnvReader) -> Addresses {
     Addresses { admin, metrics }
 }
 
+fn on_kubernetes(env: &mut EnvReader) -> OnKubernetes {
+    let excluded = env
+        .setting(
+            "AMBIT_EXCLUDED_NAMESPACES",
+            "Namespaces whose pods never join, separated by commas, beside kube-system and ambit-system. Kubernetes only.",
+        )
+        .list();
+    let cni_socket = env
+        .setting(
+            "AMBIT_CNI_SOCKET",
+            "Unix socket on which the agent answers the CNI plugin; made with mode 0600. Kubernetes only.",
+        )
+        .path(DEFAULT_PATH);
+    let proc = env
+        .setting(
+            "AMBIT_PROC",
+            "The node's /proc, to find the network namespaces of running pods by. Kubernetes only.",
+        )
+        .path("/proc");
+    let cni_cache = env
+        .setting(
+            "AMBIT_CNI_CACHE",
+            "Where the runtime's CNI library notes which pod has which network namespace. Kubernetes only.",
+        )
+        .path("/var/lib/cni");
+    OnKubernetes {
+        excluded,
+        cni_socket,
+        proc,
+        cni_cache,
+    }
+}
+
 /// Without Kubernetes nobody probes pods from an address of its own, and an address that nothing uses should open no way
-/// around the mesh: none is exempt unless it is asked for.
-fn probes(env: &mut EnvReader) -> Probes {
+/// around the mesh: none is exempt there unless it is asked for.
+fn probes(env: &mut EnvReader, default: Probes) -> Probes {
     let kind = "address, or `none`";
     let v4 = env
         .setting(
             "AMBIT_PROBE_IPV4",
-            "Source of the node's health probes over IPv4; TCP from and to it is not captured. Istio's is 169.254.7.127.",
+            "Source of the node's health probes over IPv4; TCP from and to it is not captured. On Kubernetes it is \
+             169.254.7.127, as Istio's, unless it is set.",
         )
         .or("HOST_PROBE_SNAT_IP")
-        .parsed(kind, "none", address::<Ipv4Addr>);
+        .parsed(kind, UNSET, address::<Ipv4Addr>);
     let v6 = env
         .setting(
             "AMBIT_PROBE_IPV6",
-            "Source of the node's health probes over IPv6. Istio's is fd16:9254:7127:1337:ffff:ffff:ffff:ffff.",
+            "Source of the node's health probes over IPv6. On Kubernetes it is \
+             fd16:9254:7127:1337:ffff:ffff:ffff:ffff, as Istio's, unless it is set.",
         )
         .or("HOST_PROBE_SNAT_IPV6")
-        .parsed(kind, "none", address::<Ipv6Addr>);
+        .parsed(kind, UNSET, address::<Ipv6Addr>);
     Probes {
-        v4: v4.flatten(),
-        v6: v6.flatten(),
+        v4: v4.unwrap_or(default.v4),
+        v6: v6.unwrap_or(default.v6),
     }
 }
 
@@ -171,13 +247,18 @@ mod tests {
     const NEEDED: [(&str, &str); 2] = [("NODE_NAME", "node1"), ("AMBIT_MANIFESTS", "/m")];
 
     #[test]
-    fn two_settings_are_needed() {
+    fn the_node_is_needed_and_files_are_asked_for() {
         let (config, mistakes) = read(&NEEDED);
         assert_eq!(mistakes, [""; 0]);
         assert_eq!(&*config.node, "node1");
+        assert!(matches!(config.origin, Origin::Files(_)));
         assert_eq!(config.pods.probes, Probes::default());
+        let (config, mistakes) = read(&NEEDED[..1]);
+        assert_eq!(mistakes, [""; 0]);
+        assert!(matches!(config.origin, Origin::Kubernetes(_)));
+        assert_eq!(config.pods.probes, Probes::ISTIO);
         let (_, mistakes) = read(&[]);
-        assert_eq!(mistakes.len(), 2, "{mistakes:?}");
+        assert_eq!(mistakes.len(), 1, "{mistakes:?}");
     }
 
     #[test]

@@ -34,6 +34,8 @@ const ROWS: &[Row] = &[
     ("none wins on one pod, turned", &[(ISTIO, "ambient")], &[(AMBIT, "none")], &[], &[], Enrollment::PodOptsOut),
     ("none wins on one namespace", &[], &[], &[(ISTIO, "ambient")], &[(AMBIT, "none")], Enrollment::NamespaceOptsOut),
     ("other values say nothing", &[(ISTIO, "Ambient")], &[], &[(ISTIO, "ambient")], &[], Enrollment::ByNamespace),
+    ("another agent's pod", &[(AMBIT, "ambient")], &[(REDIRECTION, "enabled")], &[], &[], Enrollment::AnotherMesh),
+    ("our own pod", &[(AMBIT, "ambient")], &[(REDIRECTION, "enabled"), (CAPTURED_BY, "ambit")], &[], &[], Enrollment::ByPod),
     ("a sidecar keeps out", &[(AMBIT, "ambient")], &[(SIDECAR_STATUS, "{}")], &[], &[], Enrollment::Sidecar),
 ];
 
@@ -115,4 +117,34 @@ fn a_capture_without_our_mark_is_another_agents() {
         assert_eq!(captor(Some(&annotations)), want, "{annotations:?}");
     }
     assert_eq!(captor(None), Captor::Nobody);
+}
+
+#[test]
+fn istios_label_asks_for_nothing_where_another_agent_is_at_work() {
+    #[rustfmt::skip] // a row a case
+    let rows: [Row; 7] = [
+        ("istio's label", &[], &[], &[(ISTIO, "ambient")], &[], Enrollment::AnotherMesh),
+        ("istio's label on the pod", &[(ISTIO, "ambient")], &[], &[], &[], Enrollment::AnotherMesh),
+        ("our key", &[], &[], &[(ISTIO, "ambient")], &[(AMBIT, "ambient")], Enrollment::ByNamespace),
+        ("our key on the pod", &[(AMBIT, "ambient")], &[], &[(ISTIO, "ambient")], &[], Enrollment::ByPod),
+        ("istio's none", &[(ISTIO, "none")], &[], &[(AMBIT, "ambient")], &[], Enrollment::PodOptsOut),
+        ("what we have we keep", &[], &[(REDIRECTION, "enabled"), (CAPTURED_BY, "ambit")], &[(ISTIO, "ambient")], &[], Enrollment::ByNamespace),
+        ("nobody asks", &[], &[], &[], &[], Enrollment::NotAsked),
+    ];
+    for (name, labels, annotations, ns_labels, ns_annotations, want) in rows {
+        let maps = [labels, annotations, ns_labels, ns_annotations].map(map);
+        let pod = PodFacts {
+            namespace: "shop",
+            metadata: Metadata {
+                labels: Some(&maps[0]),
+                annotations: Some(&maps[1]),
+            },
+            ..PodFacts::default()
+        };
+        let namespace = Metadata {
+            labels: Some(&maps[2]),
+            annotations: Some(&maps[3]),
+        };
+        assert_eq!(enrollment_beside_another(&pod, &namespace), want, "{name}");
+    }
 }

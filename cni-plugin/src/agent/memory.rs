@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -269,6 +270,8 @@ struct Line {
     name: String,
     service_account: String,
     netns: PathBuf,
+    #[serde(default)]
+    addresses: Vec<IpAddr>,
     leaving: bool,
     bypass_inbound: bool,
     virtual_interfaces: Vec<String>,
@@ -283,6 +286,7 @@ fn print(records: &BTreeMap<PodUid, Record>) -> String {
             name: spec.pod.name.name.to_string(),
             service_account: spec.pod.service_account.to_string(),
             netns: spec.netns.clone(),
+            addresses: spec.addresses.clone(),
             leaving: *leaving,
             bypass_inbound: spec.options.bypass_inbound,
             virtual_interfaces: spec
@@ -331,6 +335,7 @@ fn parse(path: &Path, text: &str) -> Result<BTreeMap<PodUid, Record>, MemoryErro
                     service_account: line.service_account.into(),
                 },
                 netns: line.netns,
+                addresses: line.addresses,
                 options: Options {
                     bypass_inbound: line.bypass_inbound,
                     virtual_interfaces,

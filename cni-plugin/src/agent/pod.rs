@@ -1,8 +1,11 @@
-//! One pod's life in the mesh: joins, is watched over, leaves. The conductors `add_pod` and `remove_pod`.
+//! One pod's life in the mesh: joins, is watched over, leaves. The conductor `add_pod`; leaving is in `pod/leave.rs`.
 //!
 //! A task for each pod, started by `agent.rs`, so that no pod waits for another. It follows a wish that may change at any
 //! moment and always carries out the newest one. Everything is repeatable: after a failure or a restart the same steps
 //! find what is there and go on. Knows nothing of where wishes come from.
+
+mod wish;
+mod leave;
 
 use std::future::pending;
 use std::mem;
@@ -12,50 +15,31 @@ use std::time::Duration;
 
 use ambit_core::names::PodUid;
 use ambit_net::backoff::Backoff;
+use ambit_net::wire::handoff::HandoffPod;
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 use tracing::{info, warn};
 
 use super::memory::Record;
 use super::netns::Held;
-use super::pods::Spec;
+use super::orders::{Outcome, Settled};
+use super::pods::{Spec, Wanted};
 use super::report::Stand;
 use super::tools::{StepError, Tools};
 use crate::handoff::{ANSWER_DEADLINE, Serving};
 use crate::redirect::Applied;
 use crate::redirect::ruleset::Phase;
 use crate::with_causes;
+pub(super) use wish::{Attempt, Wish};
 
 /// First and longest wait before a step that failed is tried again. The parties are on this node and few, so that the
 /// waits need no jitter.
 const RETRY_WAITS: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(2));
 /// How often it is checked that the pod's namespace is still the one at its path.
 const PRESENCE_CHECK: Duration = Duration::from_secs(1);
-/// How long a leaving pod is served at least: so long other nodes may take to learn that it does not speak HBONE any more.
-const FAREWELL: Duration = Duration::from_secs(3);
-/// How often the captured connections of a leaving pod are counted.
-const COUNT_INTERVAL: Duration = Duration::from_millis(500);
-/// How long ztunnel may take to end what it carried for a pod that it was told to let go.
-const LAST_CONNECTIONS: Duration = Duration::from_secs(5);
 
 /// Why a pod is let go that has no namespace.
 const GONE: &str = "its network namespace has gone";
-
-/// What is wanted of a pod.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Wish {
-    /// It is in the mesh.
-    Captured(Spec),
-    /// It is not.
-    Left,
-}
-
-impl Wish {
-    /// Changes the wish to leaving; tells whether it was another one.
-    pub(super) fn become_left(&mut self) -> bool {
-        mem::replace(self, Self::Left) != Self::Left
-    }
-}
 
 /// The task of one pod.
 #[derive(Debug)]
@@ -67,12 +51,24 @@ pub(super) struct PodTask {
     remembered: Option<Record>,
     /// Its namespace, as long as nobody else is to use it.
     held: Option<Arc<Held>>,
+    /// The pod says that it is captured.
+    announced: bool,
+    /// What has become of the newest CNI request.
+    settled: watch::Sender<Settled>,
     /// Told when the pod has left.
     finished: mpsc::Sender<PodUid>,
 }
 
+/// The ends of what a pod's task is connected to.
+pub(super) struct Wires {
+    pub(super) wish: watch::Receiver<Wish>,
+    pub(super) settled: watch::Sender<Settled>,
+    pub(super) finished: mpsc::Sender<PodUid>,
+}
+
 /// A pod whose rules are in place and that ztunnel has been told of.
 struct Capture {
+    spec: Spec,
     held: Arc<Held>,
     serving: watch::Receiver<Serving>,
 }
@@ -87,20 +83,16 @@ enum Ended {
 }
 
 impl PodTask {
-    pub(super) fn new(
-        uid: PodUid,
-        tools: Tools,
-        wish: watch::Receiver<Wish>,
-        remembered: Option<Record>,
-        finished: mpsc::Sender<PodUid>,
-    ) -> Self {
+    pub(super) fn new(uid: PodUid, tools: Tools, wires: Wires, remembered: Option<Record>) -> Self {
         Self {
             uid,
             tools,
-            wish,
+            wish: wires.wish,
             remembered,
             held: None,
-            finished,
+            announced: false,
+            settled: wires.settled,
+            finished: wires.finished,
         }
     }
 
@@ -112,8 +104,9 @@ impl PodTask {
         loop {
             let wish = self.wish.borrow_and_update().clone();
             match wish {
-                Wish::Captured(spec) => self.keep_captured(&spec).await,
+                Wish::Captured(wanted, attempt) => self.keep_captured(&wanted, attempt).await,
                 Wish::Left => self.leave().await,
+                Wish::Undone(attempt) => self.undo(attempt).await,
             }
             if self.wish.has_changed().is_err() {
                 return;
@@ -122,16 +115,20 @@ impl PodTask {
     }
 
     /// Joins the pod and keeps it joined until the wish changes.
-    async fn keep_captured(&mut self, spec: &Spec) {
+    async fn keep_captured(&mut self, wanted: &Wanted, attempt: Attempt) {
         let mut waits = retry_waits();
+        // A request asks for what is true now, not for what was once said.
+        self.announced &= attempt == 0;
         loop {
-            let ended = match self.add_pod(spec).await {
+            let ended = match self.add_pod(wanted, attempt).await {
                 Ok(capture) => {
                     waits = retry_waits();
-                    self.watch_over(spec, capture).await
+                    self.watch_over(capture, attempt).await
                 }
                 Err(error) => {
-                    self.note(spec, Stand::Waiting(with_causes(&error).into()));
+                    let why = with_causes(&error);
+                    self.note(&wanted.pod, Stand::Waiting(why.as_str().into()));
+                    self.settle(attempt, Outcome::Failed(why));
                     self.pause(waits.next_wait()).await
                 }
             };
@@ -144,29 +141,51 @@ impl PodTask {
     /// Conductor: namespace, memory, rules, handoff. The rules come before ztunnel, so that nothing is announced that is
     /// not captured; until ztunnel listens, they let new connections wait, so that a running pod sees none refused. A step
     /// that fails undoes what it made itself; what the steps before it made stays and is found again.
-    async fn add_pod(&mut self, spec: &Spec) -> Result<Capture, StepError> {
-        self.clear_former_namespace(spec).await;
-        let held = match self.open(spec).await {
-            Err(error) if self.remembered.is_some() && error.is_absence() => {
-                self.let_go(spec, GONE).await;
-                return Err(error);
-            }
-            other => other?,
+    async fn add_pod(&mut self, wanted: &Wanted, attempt: Attempt) -> Result<Capture, StepError> {
+        let spec = match self.locate(wanted).await {
+            Ok(spec) => spec,
+            Err(error) => return Err(self.check_absence(error).await),
         };
-        self.remember(spec, false).await;
+        self.clear_former_namespace(&spec).await;
+        let held = match self.open(&spec).await {
+            Ok(held) => held,
+            Err(error) => return Err(self.check_absence(error).await),
+        };
+        self.remember(&spec, false).await;
         let fresh = self.tools.is_clear(&held).await?;
         if fresh {
-            self.tools.apply(&held, spec, Phase::Joining).await?;
+            self.tools.apply(&held, &spec, Phase::Joining).await?;
         }
-        let mut serving = self.tools.announce(spec, &held);
-        if fresh {
+        let mut serving = self.tools.announce(&spec, &held);
+        if fresh || attempt > 0 {
             self.first_answer(&mut serving).await;
         }
-        let applied = self.tools.apply(&held, spec, Phase::Captured).await?;
+        let applied = self.tools.apply(&held, &spec, Phase::Captured).await?;
         if applied == Applied::Written && !fresh {
             warn!(pod = %spec.pod.name, "the redirection was not as it should be and has been put right");
         }
-        Ok(Capture { held, serving })
+        Ok(Capture {
+            spec,
+            held,
+            serving,
+        })
+    }
+
+    /// The pod with the path of its namespace.
+    async fn locate(&self, wanted: &Wanted) -> Result<Spec, StepError> {
+        let former = self.remembered.as_ref().map(|record| &record.spec.netns);
+        self.tools.locate(wanted, former).await
+    }
+
+    /// Lets the pod go if the error means that there is nothing of it any more.
+    async fn check_absence(&mut self, error: StepError) -> StepError {
+        if let Some(record) = &self.remembered
+            && error.is_absence()
+        {
+            let pod = record.spec.pod.clone();
+            self.let_go(&pod, GONE).await;
+        }
+        error
     }
 
     /// Waits until ztunnel has said whether it serves the pod, as long as an answer may take.
@@ -181,8 +200,12 @@ impl PodTask {
 
     /// Reports what becomes of a joined pod. Returns when the wish changes, and when the steps of joining have to be done
     /// again: from time to time, to take back what others changed in the rules, and when the namespace is another one.
-    async fn watch_over(&mut self, spec: &Spec, capture: Capture) -> Ended {
-        let Capture { held, mut serving } = capture;
+    async fn watch_over(&mut self, capture: Capture, attempt: Attempt) -> Ended {
+        let Capture {
+            spec,
+            held,
+            mut serving,
+        } = capture;
         let verify = sleep(self.tools.settings.verify_interval);
         let mut verify = pin!(verify);
         let mut waits = retry_waits();
@@ -192,8 +215,13 @@ impl PodTask {
             if mem::take(&mut news) {
                 let now = serving.borrow_and_update().clone();
                 let refused = matches!(now, Serving::Refused(_));
-                retry_at = refused.then(|| Instant::now() + waits.next_wait());
-                self.note(spec, stand(now));
+                let Some(stand) = self.proclaim(&spec.pod, now).await else {
+                    return Ended::Overtaken;
+                };
+                let again = refused || matches!(stand, Stand::Unannounced(_));
+                retry_at = again.then(|| Instant::now() + waits.next_wait());
+                self.settle(attempt, outcome(&stand));
+                self.note(&spec.pod, stand);
             }
             tokio::select! {
                 _changed = self.wish.changed() => return Ended::Overtaken,
@@ -203,8 +231,9 @@ impl PodTask {
                     Err(_withdrawn) => return Ended::Again,
                 },
                 () = until(retry_at) => {
-                    // The answer comes to the same receiver.
-                    drop(self.tools.announce(spec, &held));
+                    // The answer comes to the same receiver; what is served and not announced is tried again here.
+                    drop(self.tools.announce(&spec, &held));
+                    news = *serving.borrow() == Serving::Served;
                     retry_at = None;
                 }
                 () = sleep(PRESENCE_CHECK) => if !held.is_at(&spec.netns).await {
@@ -214,82 +243,27 @@ impl PodTask {
         }
     }
 
-    /// Lets the pod leave, and waits for another wish.
-    async fn leave(&mut self) {
-        let mut waits = retry_waits();
-        while let Some(record) = self.remembered.clone() {
-            let ended = match self.remove_pod(&record.spec).await {
-                Ok(ended) => ended,
-                Err(error) => {
-                    let error = with_causes(&error);
-                    warn!(pod = %record.spec.pod.name, error, "the pod cannot leave yet");
-                    self.pause(waits.next_wait()).await
-                }
-            };
-            if ended == Ended::Overtaken {
-                return;
-            }
+    /// Announces on the pod that it is captured, once ztunnel serves it; nothing when the wish changes meanwhile.
+    async fn proclaim(&mut self, pod: &HandoffPod, serving: Serving) -> Option<Stand> {
+        if serving != Serving::Served || self.announced {
+            return Some(stand(serving));
         }
-        self.tools.report.strike(&self.uid);
-        // Nobody listens any more when the agent stops.
-        let _told = self.finished.send(self.uid.clone()).await;
-        let _next_wish = self.wish.changed().await;
-    }
-
-    /// Conductor: no new connections are captured; when the last captured one has ended, or has had its time, ztunnel is
-    /// told; then the rules go, and then the memory of them.
-    async fn remove_pod(&mut self, spec: &Spec) -> Result<Ended, StepError> {
-        let held = match self.open(spec).await {
-            Err(error) if error.is_absence() => {
-                self.let_go(spec, GONE).await;
-                return Ok(Ended::Again);
-            }
-            other => other?,
+        let said = self.tools.proclaim(pod);
+        let said = tokio::select! {
+            _changed = self.wish.changed() => None,
+            said = said => Some(said),
         };
-        if !self.tools.is_clear(&held).await? {
-            self.remember(spec, true).await;
-            // Until the end a ztunnel that connects anew is to serve what is captured.
-            drop(self.tools.announce(spec, &held));
-            self.tools.apply(&held, spec, Phase::Leaving).await?;
-            self.note(spec, Stand::Leaving);
-            if self.captured_end(spec, &held).await? == Ended::Overtaken {
-                return Ok(Ended::Overtaken);
+        match said {
+            None => {
+                self.wish.mark_changed();
+                None
             }
+            Some(Ok(())) => {
+                self.announced = true;
+                Some(stand(serving))
+            }
+            Some(Err(error)) => Some(Stand::Unannounced(with_causes(&error).into())),
         }
-        self.tools.handoff.withdraw(&self.uid).await;
-        // Whatever is wished now: ztunnel has let go, so the old rules have to go before new ones come.
-        let deadline = Instant::now() + LAST_CONNECTIONS;
-        while Instant::now() < deadline && !self.is_over(spec, &held).await? {
-            sleep(COUNT_INTERVAL).await;
-        }
-        self.tools.clear(&held).await?;
-        self.forget().await;
-        Ok(Ended::Again)
-    }
-
-    /// Waits until nothing in the namespace goes through ztunnel any more, or until it has had its time.
-    async fn captured_end(&mut self, spec: &Spec, held: &Held) -> Result<Ended, StepError> {
-        let longest = self.tools.settings.leave_timeout;
-        let earliest = Instant::now() + FAREWELL.min(longest);
-        let latest = Instant::now() + longest;
-        loop {
-            let now = Instant::now();
-            if now >= earliest && self.is_over(spec, held).await? {
-                return Ok(Ended::Again);
-            }
-            if now >= latest {
-                warn!(pod = %spec.pod.name, "connections of a leaving pod have had their time and are cut");
-                return Ok(Ended::Again);
-            }
-            if self.pause(COUNT_INTERVAL).await == Ended::Overtaken {
-                return Ok(Ended::Overtaken);
-            }
-        }
-    }
-
-    /// True when no connection of the pod goes through ztunnel, or there is no pod any more.
-    async fn is_over(&self, spec: &Spec, held: &Held) -> Result<bool, StepError> {
-        Ok(self.tools.captured(held).await? == Some(0) || !held.is_at(&spec.netns).await)
     }
 
     /// Takes the rules out of the namespace that the pod had before, if it has another one now.
@@ -310,8 +284,8 @@ impl PodTask {
     }
 
     /// There are no rules of the pod any more: ztunnel and the memory are told.
-    async fn let_go(&mut self, spec: &Spec, why: &'static str) {
-        info!(pod = %spec.pod.name, netns = %spec.netns.display(), why, "the pod is let go");
+    async fn let_go(&mut self, pod: &HandoffPod, why: &'static str) {
+        info!(pod = %pod.name, why, "the pod is let go");
         self.tools.handoff.withdraw(&self.uid).await;
         self.forget().await;
     }
@@ -363,8 +337,21 @@ impl PodTask {
         }
     }
 
-    fn note(&self, spec: &Spec, stand: Stand) {
-        self.tools.report.note(&self.uid, &spec.pod.name, stand);
+    fn note(&self, pod: &HandoffPod, stand: Stand) {
+        self.tools.report.note(&self.uid, &pod.name, stand);
+    }
+
+    /// Tells whoever waits for a CNI request what has become of it.
+    fn settle(&self, attempt: Attempt, outcome: Outcome) {
+        self.settled.send_replace(Settled { attempt, outcome });
+    }
+}
+
+/// What a state means for the CNI request that waits.
+fn outcome(stand: &Stand) -> Outcome {
+    match stand.why() {
+        None => Outcome::Captured,
+        Some(why) => Outcome::Failed(why.to_owned()),
     }
 }
 

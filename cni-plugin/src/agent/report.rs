@@ -17,6 +17,8 @@ pub enum Stand {
     Waiting(Text),
     /// Its rules are there, ztunnel does not serve it yet: new connections are refused. Why.
     Held(Text),
+    /// It is captured, and the mesh does not know: others speak plain TCP to it. Why.
+    Unannounced(Text),
     /// Its rules are there and ztunnel serves it.
     Captured,
     /// It leaves: new connections pass, captured ones go on until they end.
@@ -25,13 +27,14 @@ pub enum Stand {
 
 impl Stand {
     /// All words for states.
-    pub const WORDS: [&'static str; 4] = ["waiting", "held", "captured", "leaving"];
+    pub const WORDS: [&'static str; 5] = ["waiting", "held", "unannounced", "captured", "leaving"];
 
     /// The word for it in logs and metrics.
     pub const fn word(&self) -> &'static str {
         match self {
             Self::Waiting(_) => "waiting",
             Self::Held(_) => "held",
+            Self::Unannounced(_) => "unannounced",
             Self::Captured => "captured",
             Self::Leaving => "leaving",
         }
@@ -40,7 +43,7 @@ impl Stand {
     /// Why, where there is something to say.
     pub fn why(&self) -> Option<&str> {
         match self {
-            Self::Waiting(why) | Self::Held(why) => Some(why),
+            Self::Waiting(why) | Self::Held(why) | Self::Unannounced(why) => Some(why),
             Self::Captured | Self::Leaving => None,
         }
     }
@@ -94,6 +97,9 @@ impl Report {
         match fresh.stand {
             Stand::Waiting(why) | Stand::Held(why) => {
                 warn!(pod, state, %why, "the pod is not captured");
+            }
+            Stand::Unannounced(why) => {
+                warn!(pod, state, %why, "the pod is captured and the mesh does not know");
             }
             Stand::Captured => info!(pod, state, "the pod is captured"),
             Stand::Leaving => info!(pod, state, "the pod leaves the mesh"),

@@ -4,7 +4,7 @@ use ambit_core::names::NamespacedName;
 use ambit_net::wire::handoff::HandoffPod;
 
 use super::*;
-use crate::agent::pods::Options;
+use crate::agent::pods::{Options, Spec};
 use crate::redirect::ruleset::Probes;
 
 fn spec(name: &str) -> Spec {
@@ -15,6 +15,7 @@ fn spec(name: &str) -> Spec {
             service_account: "default".into(),
         },
         netns: format!("/nowhere/{name}").into(),
+        addresses: Vec::new(),
         options: Options::default(),
     }
 }
@@ -40,12 +41,16 @@ fn agent(remembered: &[(&str, bool)]) -> Agent {
         settings,
         rules_written: Counter::default(),
         readiness: Readiness::new(),
+        orders: orders::channel().1,
+        kubernetes: None,
     };
     Agent::new(means, records.collect()).unwrap()
 }
 
 fn says(agent: &mut Agent, enrolled: &[&str], others: &[&str], whole: bool) {
-    let enrolled = enrolled.iter().map(|name| (PodUid::new(*name), spec(name)));
+    let enrolled = enrolled
+        .iter()
+        .map(|name| (PodUid::new(*name), spec(name).into()));
     agent.said = Some(NodePods {
         enrolled: enrolled.collect(),
         others: others
@@ -61,7 +66,7 @@ fn says(agent: &mut Agent, enrolled: &[&str], others: &[&str], whole: bool) {
 /// Each pod and whether it is wanted.
 fn wishes(agent: &Agent) -> Vec<(&str, bool)> {
     let pods = agent.pods.iter();
-    pods.map(|(uid, pod)| (uid.as_str(), *pod.wish.borrow() != Wish::Left))
+    pods.map(|(uid, pod)| (uid.as_str(), pod.wish.borrow().is_captured()))
         .collect()
 }
 

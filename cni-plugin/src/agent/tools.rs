@@ -3,19 +3,22 @@
 //! Called by the pod tasks (`agent/pod.rs`), which know the order. Each step may be repeated; whatever blocks runs on a
 //! thread of its own. Knows nothing of wishes and of what comes next.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ambit_core::names::PodUid;
 use ambit_net::meters::Counter;
 use ambit_net::netns::NetnsError;
+use ambit_net::wire::handoff::HandoffPod;
 use thiserror::Error;
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
+use super::annotate::{AnnotateError, Annotator};
 use super::memory::Memory;
+use super::netns::find::{FindError, Finder, Sought};
 use super::netns::{Held, Namespaces, OpenError};
-use super::pods::Spec;
+use super::pods::{Spec, Wanted};
 use super::report::Report;
 use crate::handoff::{Announcement, Handoff, Serving};
 use crate::redirect::ruleset::{Families, Phase, PodNet, Probes};
@@ -41,6 +44,16 @@ pub(super) struct Tools {
     pub(super) report: Report,
     pub(super) settings: Settings,
     pub(super) rules_written: Counter,
+    pub(super) kubernetes: Option<Kubernetes>,
+}
+
+/// What there is on Kubernetes only.
+#[derive(Clone, Debug)]
+pub struct Kubernetes {
+    /// Finds pods.
+    pub finder: Finder,
+    /// Announces their capture.
+    pub annotator: Annotator,
 }
 
 /// Why a step failed; it is tried again.
@@ -49,6 +62,15 @@ pub(super) enum StepError {
     /// The namespace cannot be used.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// It cannot be found.
+    #[error(transparent)]
+    Find(#[from] FindError),
+    /// Nobody says where it is.
+    #[error("nobody says where its network namespace is")]
+    Nowhere,
+    /// The API server has not taken the announcement.
+    #[error(transparent)]
+    Annotate(#[from] AnnotateError),
     /// The namespace cannot be entered.
     #[error(transparent)]
     Enter(#[from] NetnsError),
@@ -64,11 +86,59 @@ impl StepError {
     /// True when there is no namespace any more in which the pod could have rules.
     pub(super) fn is_absence(&self) -> bool {
         use OpenError::{Absent, Own, Taken};
-        matches!(self, Self::Open(Absent(_) | Own(_) | Taken { .. }))
+        matches!(
+            self,
+            Self::Open(Absent(_) | Own(_) | Taken { .. }) | Self::Find(FindError::Nowhere { .. })
+        )
     }
 }
 
 impl Tools {
+    /// The pod with the path of its namespace. `former` is where it was before.
+    pub(super) async fn locate(
+        &self,
+        wanted: &Wanted,
+        former: Option<&PathBuf>,
+    ) -> Result<Spec, StepError> {
+        let place = &wanted.place;
+        let known = place.netns.as_ref().or(former);
+        let netns = match &self.kubernetes {
+            None => known.ok_or(StepError::Nowhere)?.clone(),
+            Some(kubernetes) => {
+                let sought = Sought {
+                    uid: wanted.pod.uid.clone(),
+                    name: wanted.pod.name.clone(),
+                    static_uid: place.static_uid.clone(),
+                    addresses: place.addresses.clone(),
+                    known: known.cloned(),
+                };
+                kubernetes.finder.find(&sought).await?
+            }
+        };
+        Ok(Spec {
+            pod: wanted.pod.clone(),
+            netns,
+            addresses: place.addresses.clone(),
+            options: wanted.options.clone(),
+        })
+    }
+
+    /// Says on the pod that it is captured, where pods can be told.
+    pub(super) async fn proclaim(&self, pod: &HandoffPod) -> Result<(), StepError> {
+        match &self.kubernetes {
+            Some(kubernetes) => Ok(kubernetes.annotator.announce(pod).await?),
+            None => Ok(()),
+        }
+    }
+
+    /// Takes that back.
+    pub(super) async fn revoke(&self, pod: &HandoffPod) -> Result<(), StepError> {
+        match &self.kubernetes {
+            Some(kubernetes) => Ok(kubernetes.annotator.withdraw(pod).await?),
+            None => Ok(()),
+        }
+    }
+
     /// Opens the namespace at a path for a pod.
     pub(super) async fn open(&self, uid: &PodUid, path: &Path) -> Result<Held, StepError> {
         let (namespaces, uid, path) = (self.namespaces.clone(), uid.clone(), path.to_owned());

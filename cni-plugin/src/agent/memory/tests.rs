@@ -25,6 +25,7 @@ fn record(name: &str, leaving: bool) -> Record {
     let interfaces = InterfaceName::new("vnet0");
     Record {
         spec: Spec {
+            addresses: vec!["10.0.0.1".parse().unwrap()],
             pod: HandoffPod {
                 uid: PodUid::new(format!("uid-{name}")),
                 name: NamespacedName::new("ns", name),

@@ -18,21 +18,10 @@ use serde::de::DeserializeOwned;
 use serde_json::Value;
 use tracing::warn;
 
-use super::{NodePods, Options, Spec};
-use crate::redirect::ruleset::InterfaceName;
+use super::{NodePods, Options, Spec, Wanted};
 
 /// Annotation of a pod: path of its network namespace.
 pub const NETNS: &str = "ambit.mesh/netns";
-/// Annotations of a pod that takes inbound TCP itself: `true`. The second is Istio's.
-const BYPASS_INBOUND: [&str; 2] = [
-    "ambit.mesh/bypass-inbound-capture",
-    "ambient.istio.io/bypass-inbound-capture",
-];
-/// Annotations of a pod with machines behind it: names of interfaces, separated by commas. The second is Istio's.
-const VIRTUAL_INTERFACES: [&str; 2] = [
-    "ambit.mesh/reroute-virtual-interfaces",
-    "istio.io/reroute-virtual-interfaces",
-];
 /// Where an object is when it does not say, and the account of a pod that names none, as with `kubectl`.
 const DEFAULT: &str = "default";
 
@@ -160,6 +149,7 @@ impl Reader {
         let account = spec.and_then(|spec| spec.service_account_name.as_deref());
         let account = account.filter(|name| !name.is_empty()).unwrap_or(DEFAULT);
         let described = placement(pod).map(|(netns, options)| Spec {
+            addresses: Vec::new(),
             pod: HandoffPod {
                 uid: uid.clone(),
                 name: name.clone(),
@@ -174,7 +164,7 @@ impl Reader {
         }
         match described.and_then(|spec| found.not_taken(spec)) {
             Ok(spec) => {
-                found.enrolled.insert(uid, spec);
+                found.enrolled.insert(uid, spec.into());
                 Ok(())
             }
             Err(cause) => {
@@ -190,7 +180,9 @@ impl NodePods {
     /// The pod, unless one that was found before has its uid or its namespace.
     fn not_taken(&self, spec: Spec) -> Result<Spec, String> {
         let mut others = self.enrolled.values();
-        let same = |other: &&Spec| other.netns == spec.netns || other.pod.uid == spec.pod.uid;
+        let same = |other: &&Wanted| {
+            other.place.netns.as_ref() == Some(&spec.netns) || other.pod.uid == spec.pod.uid
+        };
         match others.find(same) {
             Some(other) => Err(format!(
                 "{} has the same uid or network namespace",
@@ -203,28 +195,14 @@ impl NodePods {
 
 /// Where the pod's network is and what it asks for.
 fn placement(pod: &Pod) -> Result<(PathBuf, Options), String> {
-    let said = |names: &[&str]| {
-        let annotations = pod.metadata.annotations.as_ref()?;
-        names.iter().find_map(|name| annotations.get(*name))
-    };
-    let netns = said(&[NETNS]).ok_or(format!("it has no annotation {NETNS}"))?;
+    let annotations = pod.metadata.annotations.as_ref();
+    let netns = annotations
+        .and_then(|all| all.get(NETNS))
+        .ok_or(format!("it has no annotation {NETNS}"))?;
     if !netns.starts_with('/') {
         return Err(format!("{NETNS} is not an absolute path: {netns}"));
     }
-    let interfaces = said(&VIRTUAL_INTERFACES)
-        .map(String::as_str)
-        .unwrap_or_default();
-    let virtual_interfaces = interfaces
-        .split(',')
-        .map(str::trim)
-        .filter(|name| !name.is_empty())
-        .map(|name| InterfaceName::new(name).ok_or(format!("{name} is no name of an interface")))
-        .collect::<Result<_, _>>()?;
-    let options = Options {
-        bypass_inbound: said(&BYPASS_INBOUND).is_some_and(|value| value == "true"),
-        virtual_interfaces,
-    };
-    Ok((netns.into(), options))
+    Ok((netns.into(), Options::read(annotations)?))
 }
 
 fn metadata(object: &ObjectMeta) -> Metadata<'_> {

@@ -66,6 +66,7 @@ fn a_pod_of_this_node_in_a_joined_namespace_is_captured() {
     let found = reader().read(&snapshot([namespace("ns", "ambient"), pod("a")]));
     let uid = PodUid::new("ns/a");
     let wanted = Spec {
+        addresses: Vec::new(),
         pod: HandoffPod {
             uid: uid.clone(),
             name: NamespacedName::new("ns", "a"),
@@ -74,7 +75,7 @@ fn a_pod_of_this_node_in_a_joined_namespace_is_captured() {
         netns: "/run/netns/a".into(),
         options: Options::default(),
     };
-    assert_eq!(found.enrolled, BTreeMap::from([(uid, wanted)]));
+    assert_eq!(found.enrolled, BTreeMap::from([(uid, wanted.into())]));
     assert!(found.whole && found.unclear.is_empty() && found.others.is_empty());
 }
 
@@ -121,7 +122,7 @@ fn a_pod_says_who_it_is_and_what_it_wants() {
         .options
         .virtual_interfaces
         .iter()
-        .map(InterfaceName::as_str)
+        .map(crate::redirect::ruleset::InterfaceName::as_str)
         .collect();
     assert_eq!(interfaces, ["vnet0", "vnet1"]);
 }
@@ -212,7 +213,7 @@ fn the_first_of_two_objects_of_one_name_counts() {
     );
     let found = reader.read(&snapshot([namespace("ns", "ambient"), pod("a"), second]));
     let spec = &found.enrolled[&PodUid::new("ns/a")];
-    assert_eq!(spec.netns, Path::new("/run/netns/a"));
+    assert_eq!(spec.place.netns.as_deref(), Some(Path::new("/run/netns/a")));
     let fault = reader.faults.first().expect("a fault");
     assert_eq!(fault.cause, "ns/a is already in a.yaml:2");
 }

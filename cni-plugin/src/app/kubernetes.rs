@@ -1,0 +1,87 @@
+//! What the agent has beside the rest on Kubernetes: the API server, the socket for the CNI plugin, events.
+//!
+//! Called by `app.rs`: prepared before anything runs, so that a wrong setting is known at the start. An API server that is away
+//! is none: the agent starts without it.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use ambit_core::names::Text;
+use ambit_net::tasks::Tasks;
+use kube::Client;
+use tokio::sync::{mpsc, watch};
+
+use super::AppError;
+use crate::agent::annotate::Annotator;
+use crate::agent::api;
+use crate::agent::events::{self, Events, Publisher};
+use crate::agent::netns::find::Finder;
+use crate::agent::orders::Order;
+use crate::agent::pods::Source;
+use crate::agent::pods::kubernetes::{self, Kubernetes};
+use crate::agent::report::Report;
+use crate::agent::requests::Requests;
+use crate::config::OnKubernetes;
+use crate::{agent, socket};
+
+/// What is ready to be started.
+pub(super) struct Ground {
+    client: Client,
+    node: Text,
+    config: OnKubernetes,
+    plugins: socket::Listener,
+    events: (Events, Publisher),
+    /// True while the agent of another ambient mesh is at work.
+    beside: watch::Sender<bool>,
+}
+
+impl Ground {
+    /// Makes the client and the socket; speaks to nobody.
+    pub(super) async fn prepare(node: &Text, config: OnKubernetes) -> Result<Self, AppError> {
+        let client = api::client().await?;
+        super::make_parent(&config.cni_socket)?;
+        let plugins = socket::Listener::bind(&config.cni_socket).map_err(|source| {
+            let path = config.cni_socket.clone();
+            AppError::PluginSocket { path, source }
+        })?;
+        Ok(Self {
+            client,
+            node: Arc::clone(node),
+            config,
+            plugins,
+            events: events::channel(),
+            beside: watch::Sender::new(false),
+        })
+    }
+
+    /// What pod tasks have beside the rest.
+    pub(super) fn means(&self) -> agent::Kubernetes {
+        let config = &self.config;
+        agent::Kubernetes {
+            finder: Finder::new(config.proc.clone(), config.cni_cache.clone()),
+            annotator: Annotator::new(self.client.clone()),
+        }
+    }
+
+    /// Where pods come from.
+    pub(super) fn source(&self) -> Source {
+        let excluded = self.config.excluded.iter().map(|name| name.as_str().into());
+        let excluded: BTreeSet<Text> = excluded.collect();
+        Source::Kubernetes(Box::new(Kubernetes::new(kubernetes::Means {
+            client: self.client.clone(),
+            node: Arc::clone(&self.node),
+            excluded: Arc::new(excluded),
+            beside: self.beside.subscribe(),
+            events: self.events.0.clone(),
+        })))
+    }
+
+    /// Begins to answer the CNI plugin and to publish events.
+    pub(super) fn start(self, orders: mpsc::Sender<Order>, report: Report, tasks: &Tasks) {
+        let requests = Requests::new(self.client.clone(), Arc::clone(&self.node), orders, report);
+        let answer = move |request| requests.clone().answer(request);
+        tasks.spawn(socket::serve(self.plugins, tasks.spawner(), answer));
+        let (_teller, publisher) = self.events;
+        tasks.spawn(publisher.run(self.client, self.node.to_string()));
+    }
+}
