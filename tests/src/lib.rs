@@ -13,6 +13,7 @@
 //! | `inside` | sockets in a namespace |
 //! | `capture` | what really passed over a link |
 //! | `app` | small applications, and load |
+//! | `cluster` | the real Kubernetes of `tests/cluster` |
 #![expect(
     clippy::disallowed_methods,
     clippy::print_stdout,
@@ -33,3 +34,4 @@ pub mod manifests;
 pub mod node;
 pub mod peer;
 pub mod demo;
+pub mod cluster;
