@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use ambit_core::names::{NamespacedName, Text};
 use ambit_core::status::Problem;
+use ambit_net::telemetry::with_causes;
 use ambit_net::tls::hash::sha256;
 use k8s_openapi::ByteString;
 use k8s_openapi::api::authentication::v1::{TokenReview, TokenReviewSpec, TokenReviewStatus};
@@ -338,7 +339,10 @@ fn answered<T>(
             "this ServiceAccount may not {right}; its ClusterRole needs it (deploy/ has it): {}",
             status.message
         )),
-        Ok(Err(error)) => Err(format!("the API server does not {right}: {error}")),
+        Ok(Err(error)) => Err(format!(
+            "the API server does not {right}: {}",
+            with_causes(&error)
+        )),
         Err(_elapsed) => Err(format!(
             "the API server does not {right} within {} s",
             DEADLINE.as_secs()

@@ -4,13 +4,13 @@
 //! of the objects it keeps nothing.
 
 use std::collections::BTreeSet;
-use std::error::Error;
 use std::fmt::Debug;
 use std::pin::pin;
 use std::time::Duration;
 
 use ambit_core::names::NamespacedName;
 use ambit_net::backoff::Backoff;
+use ambit_net::telemetry::with_causes;
 use futures_util::StreamExt as _;
 use kube::api::{ListParams, WatchEvent, WatchParams};
 use kube::core::Status;
@@ -322,23 +322,7 @@ impl<K: Listed> Follower<K> {
             403 => Lost::Failed(format!(
                 "this ServiceAccount may not {verb} {resource}; its ClusterRole needs list and watch of them (deploy/ has it): {said}"
             )),
-            _ => Lost::Failed(format!(
-                "the API server refuses to {verb} {resource}: {said}"
-            )),
+            code => Lost::Failed(format!("the API server answers {code}: {said}")),
         }
     }
-}
-
-/// An error with what caused it, in one line.
-fn with_causes(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let said = error.to_string();
-        if !text.contains(&said) {
-            text = format!("{text}: {said}");
-        }
-        cause = error.source();
-    }
-    text
 }
