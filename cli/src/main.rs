@@ -11,12 +11,14 @@ mod cluster;
 mod merge;
 mod report;
 mod status;
+mod check;
 
 use std::process::ExitCode;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use clap::{Parser, Subcommand};
 
+use crate::check::CheckArgs;
 use crate::status::StatusArgs;
 
 /// Ask the mesh what it is doing.
@@ -35,6 +37,10 @@ enum Command {
     /// it needs the right to list pods and to get and create pods/portforward in the mesh's namespace.
     /// Exits with 0 when all have answered, 1 when one has not, 2 on wrong use.
     Status(StatusArgs),
+    /// Check whether Ambit can be installed in a cluster, and whether it works where it is.
+    ///
+    /// Changes nothing. Each check that fails says what to do. Exits with 0 when none failed, 1 when one did, 2 on wrong use.
+    Check(CheckArgs),
 }
 
 fn main() -> ExitCode {
@@ -47,11 +53,17 @@ fn main() -> ExitCode {
         Err(error) => return fail(&error),
     };
     let now = seconds_since_epoch();
-    match args.command {
+    let result = match args.command {
         Command::Status(args) => match runtime.block_on(status::run(&args, now)) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(error) => fail(&error),
+            Ok(()) => Ok(true),
+            Err(error) => return fail(&error),
         },
+        Command::Check(args) => runtime.block_on(check::run(&args, now)),
+    };
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => fail(&error),
     }
 }
 

@@ -2,6 +2,8 @@
 //!
 //! Pure: Kubernetes objects go in, plain values come out. Made by `cluster.rs`, read by `status.rs` and the checks.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 
 /// Label that all pods of the mesh carry, and its value.
@@ -35,7 +37,7 @@ pub(crate) struct MeshPod {
 }
 
 impl Program {
-    pub(crate) const ALL: [Self; 3] = [Self::Controller, Self::Agent, Self::Ztunnel];
+    const ALL: [Self; 3] = [Self::Controller, Self::Agent, Self::Ztunnel];
 
     /// The value of the label.
     pub(crate) const fn component(self) -> &'static str {
@@ -46,7 +48,9 @@ impl Program {
         }
     }
 
-    fn of(component: &str) -> Option<Self> {
+    /// The program that pods with these labels run.
+    pub(crate) fn of(labels: &BTreeMap<String, String>) -> Option<Self> {
+        let component = labels.get(COMPONENT)?;
         Self::ALL
             .into_iter()
             .find(|program| program.component() == component)
@@ -57,7 +61,7 @@ impl MeshPod {
     /// The pod as a program of the mesh; none when it is another one's.
     pub(crate) fn of(pod: &Pod) -> Option<Self> {
         let labels = pod.metadata.labels.as_ref()?;
-        let program = Program::of(labels.get(COMPONENT)?)?;
+        let program = Program::of(labels)?;
         let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
         let ready = condition(pod, "Ready").is_some_and(|(is_true, _why)| is_true);
         Some(Self {

@@ -1,7 +1,7 @@
 //! The only file of this command that writes to standard output and standard error.
 
 use std::error::Error;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 
 /// Writes a text and a final newline to standard output. A reader that has gone away is no error.
 ///
@@ -13,6 +13,12 @@ pub(crate) fn print(text: &str) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         other => other,
     }
+}
+
+/// True where colours help: a terminal whose user has not refused them (<https://no-color.org>).
+pub(crate) fn colours() -> bool {
+    let refused = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+    io::stdout().is_terminal() && !refused
 }
 
 /// Writes an error and its causes to standard error.
