@@ -42,6 +42,8 @@ mod agent;
 mod handoff;
 #[path = "netns/startup.rs"]
 mod startup;
+#[path = "netns/cni.rs"]
+mod cni;
 #[path = "netns/demo.rs"]
 mod demo;
 
@@ -83,6 +85,7 @@ fn trials() -> Vec<Trial> {
         ("lifecycle", lifecycle::CLAIMS),
         ("handoff", handoff::CLAIMS),
         ("startup", startup::CLAIMS),
+        ("cni", cni::CLAIMS),
         ("demo", demo::CLAIMS),
     ];
     let mut trials = Vec::new();
