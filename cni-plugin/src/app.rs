@@ -104,9 +104,9 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         writer,
     } = memory::open(&config.state_dir)?;
     let listener = bind(&config.handoff_socket)?;
-    let (source, ground) = origin(&config).await?;
-    let (orders, ordered) = orders::channel();
     let (handoff, readiness) = (Handoff::default(), Readiness::new());
+    let (source, ground) = origin(&config, (&checks, &readiness)).await?;
+    let (orders, ordered) = orders::channel();
     let meters = Meters::new("ambit-cni-agent", 0);
     // The agent announces what it remembers before the first ztunnel is let in.
     let means = Means {
@@ -218,7 +218,10 @@ impl Signals {
 }
 
 /// Where pods come from, and what there is beside on Kubernetes.
-async fn origin(config: &Config) -> Result<(Source, Option<Ground>), AppError> {
+async fn origin(
+    config: &Config,
+    told: (&Checks, &Readiness),
+) -> Result<(Source, Option<Ground>), AppError> {
     match &config.origin {
         Origin::Files(manifests) => {
             let directory = Directory::new(manifests, Limits::default());
@@ -226,7 +229,7 @@ async fn origin(config: &Config) -> Result<(Source, Option<Ground>), AppError> {
             Ok((Source::Files(files), None))
         }
         Origin::Kubernetes(on) => {
-            let ground = Ground::prepare(&config.node, on.clone()).await?;
+            let ground = Ground::prepare(&config.node, on.clone(), told).await?;
             Ok((ground.source(), Some(ground)))
         }
     }

@@ -2,17 +2,20 @@
 //!
 //! Called by `app.rs` at start, and by the test that prints docs/config.md. Knows nothing of what they do.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use ambit_core::enrollment::SYSTEM_NAMESPACES;
 use ambit_core::names::Text;
 use ambit_net::env::EnvReader;
 use ambit_net::telemetry::LogSettings;
 
 use crate::agent::Settings;
 use crate::endpoints::Addresses;
+use crate::install;
 use crate::redirect::ruleset::Probes;
 use crate::socket::DEFAULT_PATH;
 
@@ -65,8 +68,8 @@ impl fmt::Display for Origin {
 pub struct OnKubernetes {
     /// Namespaces that never join, beside those that nobody can let join.
     pub excluded: Vec<String>,
-    /// Where the CNI plugin asks.
-    pub cni_socket: PathBuf,
+    /// Where the CNI plugin is installed, and where it asks.
+    pub plugin: install::Settings,
     /// The node's /proc, as the agent sees it.
     pub proc: PathBuf,
     /// What the runtime's CNI library notes.
@@ -187,10 +190,40 @@ fn on_kubernetes(env: &mut EnvReader) -> OnKubernetes {
         )
         .path("/var/lib/cni");
     OnKubernetes {
+        plugin: plugin(env, cni_socket, &excluded),
         excluded,
-        cni_socket,
         proc,
         cni_cache,
+    }
+}
+
+fn plugin(env: &mut EnvReader, socket: PathBuf, excluded: &[String]) -> install::Settings {
+    let net_dir = env
+        .setting(
+            "AMBIT_CNI_NET_DIR",
+            "Where container runtimes read network configurations; the plugin is added to the first. Kubernetes only.",
+        )
+        .path("/etc/cni/net.d");
+    let bin_dir = env
+        .setting(
+            "AMBIT_CNI_BIN_DIR",
+            "Where container runtimes find CNI plugins; ambit-cni is installed there. Kubernetes only.",
+        )
+        .path("/opt/cni/bin");
+    let program = env
+        .setting(
+            "AMBIT_CNI_PROGRAM",
+            "The program ambit-cni to install; it must be linked statically. Kubernetes only.",
+        )
+        .path("/opt/ambit/bin/ambit-cni");
+    let system = SYSTEM_NAMESPACES.iter().map(|name| (*name).to_owned());
+    let all: BTreeSet<String> = system.chain(excluded.iter().cloned()).collect();
+    install::Settings {
+        net_dir,
+        bin_dir,
+        program,
+        socket,
+        excluded: all.into_iter().collect(),
     }
 }
 

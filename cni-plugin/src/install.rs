@@ -38,6 +38,8 @@ const LIST_MODE: u32 = 0o644;
 /// What readiness and the checks call the two.
 const PROGRAM: &str = "cni-binary";
 const CONFIGURATION: &str = "cni-configuration";
+/// The check that tells of another mesh.
+const OTHER: &str = "other-ambient";
 
 /// Where things are on this node.
 #[derive(Clone, Debug)]
@@ -106,7 +108,7 @@ pub struct Installer {
     settings: Settings,
     checks: Checks,
     readiness: Readiness,
-    other_mesh: watch::Sender<Option<String>>,
+    beside: watch::Sender<bool>,
 }
 
 impl Installer {
@@ -118,13 +120,13 @@ impl Installer {
             settings,
             checks,
             readiness,
-            other_mesh: watch::Sender::new(None),
+            beside: watch::Sender::new(false),
         }
     }
 
-    /// The plugin of another mesh that stands in the chain and captures pods on this node, if there is one.
-    pub fn other_mesh(&self) -> watch::Receiver<Option<String>> {
-        self.other_mesh.subscribe()
+    /// True while the plugin of another mesh stands in the chain, which captures pods on this node too.
+    pub fn beside_another(&self) -> watch::Receiver<bool> {
+        self.beside.subscribe()
     }
 
     /// Looks and repairs until stopped.
@@ -159,15 +161,27 @@ impl Installer {
             return;
         };
         let found = configuration.map(|(path, chain)| {
-            self.other_mesh.send_if_modified(|old| {
-                let now = chain.other_mesh().map(str::to_owned);
-                let news = *old != now;
-                *old = now;
-                news
-            });
+            self.note_other(chain.other_mesh());
             format!("{}: {}", path.display(), chain.plugins.join(", "))
         });
         self.found(CONFIGURATION, found);
+    }
+
+    fn note_other(&self, plugin: Option<&str>) {
+        let news = self.beside.send_if_modified(|old| {
+            let news = *old != plugin.is_some();
+            *old = plugin.is_some();
+            news
+        });
+        match plugin {
+            Some(plugin) if news => self.checks.note(Check::note(
+                OTHER,
+                format!("{plugin} stands in the chain"),
+                "pods that ask by Istio's label are its own; those that ask by ambit.mesh/dataplane-mode are ours",
+            )),
+            None if news => self.checks.strike(OTHER),
+            _ => {}
+        }
     }
 
     fn found(&self, name: &'static str, found: Result<String, InstallError>) {

@@ -7,9 +7,10 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use ambit_core::names::Text;
+use ambit_net::admin::Readiness;
 use ambit_net::tasks::Tasks;
 use kube::Client;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 use super::AppError;
 use crate::agent::annotate::Annotator;
@@ -21,7 +22,9 @@ use crate::agent::pods::Source;
 use crate::agent::pods::kubernetes::{self, Kubernetes};
 use crate::agent::report::Report;
 use crate::agent::requests::Requests;
+use crate::checks::Checks;
 use crate::config::OnKubernetes;
+use crate::install::Installer;
 use crate::{agent, socket};
 
 /// What is ready to be started.
@@ -31,26 +34,31 @@ pub(super) struct Ground {
     config: OnKubernetes,
     plugins: socket::Listener,
     events: (Events, Publisher),
-    /// True while the agent of another ambient mesh is at work.
-    beside: watch::Sender<bool>,
+    installer: Installer,
 }
 
 impl Ground {
     /// Makes the client and the socket; speaks to nobody.
-    pub(super) async fn prepare(node: &Text, config: OnKubernetes) -> Result<Self, AppError> {
+    pub(super) async fn prepare(
+        node: &Text,
+        config: OnKubernetes,
+        (checks, readiness): (&Checks, &Readiness),
+    ) -> Result<Self, AppError> {
         let client = api::client().await?;
-        super::make_parent(&config.cni_socket)?;
-        let plugins = socket::Listener::bind(&config.cni_socket).map_err(|source| {
-            let path = config.cni_socket.clone();
+        let path = &config.plugin.socket;
+        super::make_parent(path)?;
+        let plugins = socket::Listener::bind(path).map_err(|source| {
+            let path = path.clone();
             AppError::PluginSocket { path, source }
         })?;
+        let installer = Installer::new(config.plugin.clone(), checks.clone(), readiness.clone());
         Ok(Self {
             client,
             node: Arc::clone(node),
             config,
             plugins,
             events: events::channel(),
-            beside: watch::Sender::new(false),
+            installer,
         })
     }
 
@@ -71,16 +79,18 @@ impl Ground {
             client: self.client.clone(),
             node: Arc::clone(&self.node),
             excluded: Arc::new(excluded),
-            beside: self.beside.subscribe(),
+            beside: self.installer.beside_another(),
             events: self.events.0.clone(),
         })))
     }
 
-    /// Begins to answer the CNI plugin and to publish events.
+    /// Begins to answer the CNI plugin, to install it, and to publish events.
     pub(super) fn start(self, orders: mpsc::Sender<Order>, report: Report, tasks: &Tasks) {
         let requests = Requests::new(self.client.clone(), Arc::clone(&self.node), orders, report);
         let answer = move |request| requests.clone().answer(request);
         tasks.spawn(socket::serve(self.plugins, tasks.spawner(), answer));
+        // Only now: what it installs asks at once.
+        tasks.spawn(self.installer.run(tasks.stop_signal()));
         let (_teller, publisher) = self.events;
         tasks.spawn(publisher.run(self.client, self.node.to_string()));
     }

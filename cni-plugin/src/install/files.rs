@@ -2,7 +2,7 @@
 //!
 //! Called by `install.rs`. Blocking. Knows nothing of what is in them.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, Metadata, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown};
@@ -55,7 +55,7 @@ pub(super) fn exchange(path: &Path, seen: &[u8], bytes: &[u8]) -> io::Result<Exc
         old => old?,
     };
     let fresh = Fresh::write(path, bytes, old.mode() & 0o7777)?;
-    fchown(File::open(&fresh.0)?, Some(old.uid()), Some(old.gid()))?;
+    fresh.give_to(&old)?;
     let mut found = match fresh.swap(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Exchanged::Contended),
         found => found?,
@@ -93,6 +93,19 @@ impl Fresh {
         file.write_all(bytes)?;
         file.sync_all()?;
         Ok(fresh)
+    }
+
+    /// Gives the file the owner of another one. Without the privilege for that it stays ours, which runtimes can read too.
+    fn give_to(&self, old: &Metadata) -> io::Result<()> {
+        let file = File::open(&self.0)?;
+        let own = file.metadata()?;
+        if (own.uid(), own.gid()) == (old.uid(), old.gid()) {
+            return Ok(());
+        }
+        match fchown(file, Some(old.uid()), Some(old.gid())) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+            done => done,
+        }
     }
 
     /// Exchanges the two in one step of the kernel; returns what was in the other's place.
