@@ -16,6 +16,9 @@ pub mod xds;
 pub mod reports;
 pub mod publisher;
 pub mod overview;
+pub mod lease;
+pub mod configmaps;
+pub mod duties;
 pub mod config;
 pub mod app;
 

@@ -16,6 +16,7 @@ use crate::ca::authenticate::Authenticator;
 use crate::ca::authenticate::review::{Reviews, Trusted};
 use crate::ca::root::secret;
 use crate::config::{Config, Kubernetes};
+use crate::duties::Duties;
 use crate::index::served::CaptureSource;
 use crate::reports::NodeReports;
 use crate::watch::kubernetes;
@@ -40,6 +41,15 @@ pub(super) async fn open(
     let (in_force, root) = watch::channel(Arc::new(root));
     let namespace = Text::clone(&cluster.namespace);
     let exchange = secret::follow(client.clone(), namespace, in_force);
+    let duties = Duties {
+        client: client.clone(),
+        namespace: Text::clone(&cluster.namespace),
+        identity: Text::clone(&cluster.pod_name),
+        root: root.clone(),
+    };
+    running
+        .control
+        .spawn(duties.run(running.control.stop_signal()));
     let meters = || Arc::clone(&running.meters);
     let reviews = Reviews::new(client.clone(), trusted);
     let source = kubernetes::run(client, wires.events.clone());

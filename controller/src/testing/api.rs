@@ -34,6 +34,8 @@ struct State {
     writes: Vec<String>,
     /// Code of every answer, while set.
     refusal: Option<StatusCode>,
+    /// Code of every answer to a write, while set.
+    write_refusal: Option<StatusCode>,
 }
 
 /// Where an object or a collection is.
@@ -85,9 +87,27 @@ impl Api {
         self.state().refusal = with;
     }
 
+    /// Answers every write with this code, or well again.
+    pub(crate) fn refuse_writes(&self, with: Option<StatusCode>) {
+        self.state().write_refusal = with;
+    }
+
     /// The writes that were asked for since the last time.
     pub(crate) fn writes(&self) -> Vec<String> {
         std::mem::take(&mut self.state().writes)
+    }
+
+    /// Waits until something holds, for up to a minute.
+    pub(crate) async fn until(&self, what: &str, holds: impl Fn(&Self) -> bool) {
+        let mut changes = self.changes.subscribe();
+        let waiting = async {
+            while !holds(self) {
+                changes.changed().await.unwrap();
+            }
+        };
+        let deadline = std::time::Duration::from_secs(60);
+        let waited = tokio::time::timeout(deadline, waiting).await;
+        assert!(waited.is_ok(), "{what}: {:#?}", self.state().objects);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -124,10 +144,13 @@ impl Api {
         let (head, body) = request.into_parts();
         let body = body.collect().await.unwrap().to_bytes();
         let path = head.uri.path().to_owned();
+        let mut told = self.state().refusal;
         if head.method != Method::GET {
-            self.state().writes.push(format!("{} {path}", head.method));
+            let mut state = self.state();
+            state.writes.push(format!("{} {path}", head.method));
+            told = told.or(state.write_refusal);
         }
-        if let Some(code) = self.state().refusal {
+        if let Some(code) = told {
             return refusal(code, "told to refuse");
         }
         let place = Place::of(&path);
