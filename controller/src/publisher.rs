@@ -39,6 +39,8 @@ pub struct Publisher {
     source_problems: Vec<Problem>,
     /// Where objects are written, in sources that know.
     origins: BTreeMap<Source, Text>,
+    /// What has to be translated.
+    dirty: Dirty,
     synced: bool,
     outputs: Outputs,
     meters: Arc<Meters>,
@@ -58,6 +60,7 @@ impl Publisher {
             problems: BTreeMap::new(),
             source_problems: Vec::new(),
             origins: BTreeMap::new(),
+            dirty: Dirty::new(),
             synced: false,
             outputs,
             meters,
@@ -77,7 +80,6 @@ impl Publisher {
 
     /// Takes one batch.
     pub(crate) fn take(&mut self, events: impl Iterator<Item = Event>) {
-        let mut dirty = Dirty::new();
         for event in events {
             match event {
                 Event::Problems(problems) => self.source_problems = problems,
@@ -87,11 +89,15 @@ impl Publisher {
                 }
                 event => {
                     self.locate(&event);
-                    dirty.extend(self.index.apply(event));
+                    self.dirty.extend(self.index.apply(event));
                 }
             }
         }
-        for source in dirty {
+        // Before that, what an object names may only not have been read yet.
+        if !self.synced {
+            return;
+        }
+        for source in std::mem::take(&mut self.dirty) {
             self.translate(source);
         }
         self.publish();
@@ -138,9 +144,6 @@ impl Publisher {
     }
 
     fn publish(&mut self) {
-        if !self.synced {
-            return;
-        }
         let of_objects = self.problems.iter().flat_map(|(source, problems)| {
             problems.iter().map(|what| Problem {
                 place: self.place(source),
