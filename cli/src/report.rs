@@ -28,7 +28,7 @@ pub(crate) fn render(status: &MeshStatus, now: u64) -> String {
 fn headline(status: &MeshStatus, now: u64) -> String {
     let root = status
         .root_not_after
-        .map(|at| format!(", the root's certificate {}", ending(at, now)));
+        .map(|at| format!(", the root {}", ending(at, now)));
     format!(
         "controller {}, trust domain {}{}",
         status.controller_version,
@@ -269,7 +269,7 @@ mod tests {
     fn every_fact_is_in_the_report() {
         let report = render(&sample(), 1000);
         assert!(report.starts_with(
-            "controller 0.1.0, trust domain cluster.local, the root's certificate ends in 3650 d 0 h\n"
+            "controller 0.1.0, trust domain cluster.local, the root ends in 3650 d 0 h\n"
         ));
         assert!(line_with(&report, "c-1").contains("0.1.0    answered"));
         assert!(line_with(&report, "c-2").contains("no answer: it waits"));

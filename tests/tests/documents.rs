@@ -38,6 +38,21 @@ fn documents_are_fresh() {
 }
 
 #[test]
+fn troubleshooting_knows_every_reason() {
+    let page = text("docs/troubleshoot.md");
+    for reason in Reason::ALL.iter().filter(|reason| **reason != Reason::Ok) {
+        let row = page
+            .lines()
+            .find(|line| line.starts_with('|') && line.contains(&format!("`{}`", reason.code())));
+        assert!(
+            row.is_some(),
+            "docs/troubleshoot.md has no row for `{}`",
+            reason.code()
+        );
+    }
+}
+
+#[test]
 fn walkthroughs_name_files_and_functions_that_exist() {
     let page = text("docs/walkthroughs.md");
     let mut checked = 0;

@@ -233,7 +233,7 @@ fn certificates(status: &MeshStatus, now: u64) -> Check {
     const NAME: &str = "certificates";
     let left = status.root_not_after.map(|at| at.saturating_sub(now));
     let root = match status.root_not_after {
-        Some(at) => format!("the root's {}", ending(at, now)),
+        Some(at) => format!("the root {}", ending(at, now)),
         None => "the root's end is not known".to_owned(),
     };
     let next_end = status.identities.iter().map(|i| i.not_after).min();
@@ -313,7 +313,7 @@ fn together(name: &str, said: &[(&str, &Check)]) -> Check {
     let steps: BTreeSet<_> = worst.clone().map(|(_, check)| &*check.next_step).collect();
     let same_everywhere = founds.len() == 1 && worst.clone().count() == said.len();
     let found = match founds.first() {
-        Some(one) if same_everywhere => format!("{} say: {one}", count(said.len(), "node")),
+        Some(one) if same_everywhere => format!("on {}: {one}", count(said.len(), "node")),
         _ => format!("{} of {}", worst.clone().count(), count(said.len(), "node")),
     };
     let mut details = Vec::new();
@@ -332,7 +332,7 @@ fn together(name: &str, said: &[(&str, &Check)]) -> Check {
     Check {
         name: name.to_owned(),
         grade,
-        found: found.replace("1 node say:", "1 node says:"),
+        found,
         details,
         next_step: next.collect::<Vec<_>>().join("; "),
     }

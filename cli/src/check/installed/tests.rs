@@ -274,7 +274,7 @@ fn certificates_near_their_end_are_told() {
     assert_eq!(good.grade, Grade::Good);
     assert_eq!(
         good.found,
-        "the root's ends in 60 d 0 h; 1 certificate of workloads, the first ends in 1 h 0 min"
+        "the root ends in 60 d 0 h; 1 certificate of workloads, the first ends in 1 h 0 min"
     );
     assert_eq!(of(later, None).grade, Grade::Good);
     assert_eq!(of(Some(1000 + ROOT_ENDS_SOON - 1), None).grade, Grade::Bad);
@@ -292,7 +292,7 @@ fn what_agents_say_is_put_together_by_name() {
     let cases = [
         (
             vec![good("there"), good("there")],
-            Check::good("cni", "2 nodes say: there"),
+            Check::good("cni", "on 2 nodes: there"),
         ),
         (
             vec![good("a"), good("b")],
@@ -305,7 +305,7 @@ fn what_agents_say_is_put_together_by_name() {
         ),
         (
             vec![bad],
-            Check::bad("cni", "1 node says: not in the chain", "look")
+            Check::bad("cni", "on 1 node: not in the chain", "look")
                 .with(vec!["n0: x.conflist".into()]),
         ),
     ];
