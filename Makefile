@@ -5,7 +5,7 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
 
 build: ## build the programs, optimised
-	cargo build --locked --profile fast --workspace --bins
+	cargo build --locked --release --workspace --bins
 
 image: ## make the images as one OCI archive, without Docker
 	@deploy/image
