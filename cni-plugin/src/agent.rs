@@ -10,6 +10,8 @@ pub mod memory;
 pub mod netns;
 pub mod report;
 pub mod annotate;
+pub mod probed;
+pub mod installation;
 mod tools;
 pub mod orders;
 pub mod requests;

@@ -4,14 +4,17 @@
 //! mode of its own ([`release_all`]). Knows the order of things and nothing of how they work.
 
 mod kubernetes;
+mod release;
 
+use std::collections::BTreeMap;
+use std::future::pending;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ambit_core::checks::Check;
-use ambit_core::names::Text;
+use ambit_core::names::{PodUid, Text};
 use ambit_net::admin::Readiness;
 use ambit_net::documents::{Directory, Limits};
 use ambit_net::handoff::{HandoffError, Listener};
@@ -24,18 +27,22 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
 use crate::agent::api::ClientError;
+use crate::agent::installation::Installation;
 use crate::agent::memory::{self, MemoryError, Opened, Record};
 use crate::agent::orders;
+use crate::agent::pods::Source;
 use crate::agent::pods::files::Files;
-use crate::agent::pods::{Source, Wanted};
-use crate::agent::release::release;
+use crate::agent::report::Report;
 use crate::agent::{Agent, Means};
 use crate::checks::Checks;
 use crate::config::{Config, Origin};
 use crate::endpoints::{self, EndpointError, Shown};
 use crate::handoff::Handoff;
+use crate::host;
+use crate::install::InstallError;
 use crate::redirect::{self, RedirectError};
 use kubernetes::Ground;
+pub use release::release_all;
 
 /// How long tasks may take to end; none of them waits for another program.
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
@@ -88,15 +95,29 @@ pub enum AppError {
     /// Some pods could not be released.
     #[error("{0} pods could not be released; the log says why")]
     NotReleased(usize),
+    /// The CNI plugin could not be removed.
+    #[error(transparent)]
+    Uninstall(#[from] InstallError),
+    /// A file of the agent cannot be removed.
+    #[error("cannot remove {path}")]
+    Remove {
+        /// The file.
+        path: PathBuf,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// A helper thread ended without a result.
+    #[error("a thread of the agent panicked")]
+    Panicked,
 }
 
-/// Runs the agent until SIGTERM or SIGINT.
+/// Runs the agent until SIGTERM or SIGINT. When the mesh is taken off the cluster meanwhile, everything is undone.
 ///
 /// # Errors
 /// When it cannot start: then nothing has been touched.
 pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
     let checks = Checks::default();
-    checks.note(rehearse().await?);
+    checks.note(rehearse(&config.origin).await?);
     let mut signals = Signals::new().map_err(AppError::Signals)?;
     let Opened {
         records,
@@ -105,7 +126,7 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
     } = memory::open(&config.state_dir)?;
     let listener = bind(&config.handoff_socket)?;
     let (handoff, readiness) = (Handoff::default(), Readiness::new());
-    let (source, ground) = origin(&config, (&checks, &readiness)).await?;
+    let (source, ground) = origin(&config, (&checks, &readiness), &records).await?;
     let (orders, ordered) = orders::channel();
     let meters = Meters::new("ambit-cni-agent", 0);
     // The agent announces what it remembers before the first ztunnel is let in.
@@ -119,13 +140,15 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         kubernetes: ground.as_ref().map(Ground::means),
     };
     let agent = Agent::new(means, records)?;
+    let report = agent.report();
+    let installation = ground.as_ref().and_then(Ground::installation);
     let operators = Tasks::new("endpoints");
     let shown = Shown {
         meters,
         readiness,
         log,
         node: Text::clone(&config.node),
-        pods: agent.report().watch(),
+        pods: report.watch(),
         checks,
         ztunnels: handoff.connected(),
     };
@@ -139,7 +162,7 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
     disk.spawn(writer.run());
     links.spawn(handoff.run(listener, links.spawner()));
     if let Some(ground) = ground {
-        ground.start(orders, agent.report(), &pods);
+        ground.start(orders, report.clone(), &pods);
     }
     pods.spawn(agent.run(source, pods.stop_signal()));
     info!(
@@ -149,50 +172,55 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         socket = %config.handoff_socket.display(),
         "the node agent has started"
     );
-    signals.wait().await;
-    info!("the node agent stops; captured pods stay captured");
-    // The pods first: what they see of ztunnel while everything stops is no news.
-    for tasks in [&pods, &links, &operators, &disk] {
-        tasks.drain(STOP_DEADLINE).await;
-    }
-    Ok(())
+    let end = signals.end(installation.as_ref()).await;
+    let running = [&pods, &links, &operators, &disk];
+    finish(end, (&config, &mut signals), &report, running).await
 }
 
-/// Undoes the redirection of every pod that the agent has captured, and of every pod that the manifests put on this node,
-/// in the mesh or not: the memory may have been lost. Connections through ztunnel are cut. Nothing may run beside it.
-///
-/// # Errors
-/// When an agent runs, or a pod could not be released.
-pub async fn release_all(config: Config) -> Result<(), AppError> {
-    let _only_one = bind(&config.handoff_socket).map_err(|error| match error {
-        AppError::Handoff(HandoffError::InUse { .. }) => AppError::Running,
-        other => other,
-    })?;
-    let Opened {
-        records: mut remembered,
-        writer,
-        ..
-    } = memory::open(&config.state_dir)?;
-    if let Origin::Files(manifests) = &config.origin {
-        let directory = Directory::new(manifests, Limits::default());
-        let said = Files::new(directory, config.node).next().await;
-        let enrolled = said.enrolled.into_values().filter_map(Wanted::into_spec);
-        let others = said.others.into_values().flatten();
-        for spec in enrolled.chain(others) {
-            let (uid, leaving) = (spec.pod.uid.clone(), true);
-            remembered.entry(uid).or_insert(Record { spec, leaving });
+/// Ends all tasks, and undoes everything if the mesh is taken off.
+async fn finish(
+    end: End,
+    (config, signals): (&Config, &mut Signals),
+    report: &Report,
+    running: [&Tasks; 4],
+) -> Result<(), AppError> {
+    let drained = async {
+        // The pods first: what they see of ztunnel while everything stops is no news.
+        for tasks in running {
+            tasks.drain(STOP_DEADLINE).await;
+        }
+    };
+    match end {
+        End::Stops => {
+            info!("the node agent stops; captured pods stay captured");
+            drained.await;
+        }
+        // At once: the right to say so may go any moment.
+        End::Removed | End::RemovedAndStops => {
+            tokio::join!(release::revoke(config, report.watch()), drained);
         }
     }
-    let failed = release(remembered.values()).await?;
-    if failed > 0 {
-        return Err(AppError::NotReleased(failed));
+    match end {
+        End::Stops => Ok(()),
+        End::RemovedAndStops => release::uninstall(config).await,
+        End::Removed => {
+            let undone = release::uninstall(config).await;
+            // Ending now would have the agent started again.
+            signals.wait().await;
+            undone
+        }
     }
-    writer.erase().await?;
-    info!(
-        pods = remembered.len(),
-        "nothing is captured on this node any more"
-    );
-    Ok(())
+}
+
+/// How the agent ends.
+#[derive(Clone, Copy)]
+enum End {
+    /// It is told to stop and will be back.
+    Stops,
+    /// The mesh is taken off the cluster.
+    Removed,
+    /// Both.
+    RemovedAndStops,
 }
 
 /// What tells the agent to stop.
@@ -209,6 +237,24 @@ impl Signals {
         })
     }
 
+    /// Waits until the agent is to end in some way.
+    async fn end(&mut self, installation: Option<&Installation>) -> End {
+        let removed = async {
+            match installation {
+                Some(installation) => installation.removed().await,
+                None => pending().await,
+            }
+        };
+        tokio::select! {
+            () = self.wait() => {}
+            () = removed => return End::Removed,
+        }
+        match installation {
+            Some(installation) if installation.is_removed().await => End::RemovedAndStops,
+            _ => End::Stops,
+        }
+    }
+
     async fn wait(&mut self) {
         tokio::select! {
             _signal = self.terminate.recv() => {}
@@ -221,6 +267,7 @@ impl Signals {
 async fn origin(
     config: &Config,
     told: (&Checks, &Readiness),
+    remembered: &BTreeMap<PodUid, Record>,
 ) -> Result<(Source, Option<Ground>), AppError> {
     match &config.origin {
         Origin::Files(manifests) => {
@@ -229,7 +276,8 @@ async fn origin(
             Ok((Source::Files(files), None))
         }
         Origin::Kubernetes(on) => {
-            let ground = Ground::prepare(&config.node, on.clone(), told).await?;
+            let ground =
+                Ground::prepare(&config.node, on.clone(), told, (config.pods, remembered)).await?;
             Ok((ground.source(), Some(ground)))
         }
     }
@@ -237,9 +285,12 @@ async fn origin(
 
 /// Does everything once in a namespace made for it, so that a kernel or a container that lacks something is known at the
 /// start and not at the first pod.
-async fn rehearse() -> Result<Check, AppError> {
+async fn rehearse(origin: &Origin) -> Result<Check, AppError> {
     let stage = Netns::fresh()?;
     let seen = stage.run_on_thread(redirect::rehearse).await??;
+    if let Origin::Kubernetes(_) = origin {
+        stage.run_on_thread(host::rehearse).await??;
+    }
     Ok(match seen {
         None => Check::good(KERNEL, "it redirects as the mesh needs it"),
         Some(missing) => {

@@ -51,7 +51,7 @@ pub enum Origin {
     /// A directory of Kubernetes YAML.
     Files(PathBuf),
     /// The Kubernetes API.
-    Kubernetes(OnKubernetes),
+    Kubernetes(Box<OnKubernetes>),
 }
 
 impl fmt::Display for Origin {
@@ -74,6 +74,10 @@ pub struct OnKubernetes {
     pub proc: PathBuf,
     /// What the runtime's CNI library notes.
     pub cni_cache: PathBuf,
+    /// Namespace of the agent's own pod, if it runs in one.
+    pub namespace: Option<String>,
+    /// The DaemonSet that it is part of.
+    pub daemon_set: String,
 }
 
 impl Config {
@@ -126,7 +130,8 @@ impl Config {
         };
         Self {
             node: node.into(),
-            origin: manifests.map_or(Origin::Kubernetes(kubernetes), Origin::Files),
+            origin: manifests
+                .map_or_else(|| Origin::Kubernetes(Box::new(kubernetes)), Origin::Files),
             handoff_socket,
             state_dir,
             pods: Settings {
@@ -189,11 +194,26 @@ fn on_kubernetes(env: &mut EnvReader) -> OnKubernetes {
             "Where the runtime's CNI library notes which pod has which network namespace. Kubernetes only.",
         )
         .path("/var/lib/cni");
+    let namespace = env
+        .setting(
+            "AMBIT_NAMESPACE",
+            "Namespace of the agent's own pod. When its DaemonSet is deleted, the agent leaves the node as it was before.",
+        )
+        .or("POD_NAMESPACE")
+        .optional_text();
+    let daemon_set = env
+        .setting(
+            "AMBIT_DAEMONSET",
+            "Name of the DaemonSet that the agent is part of. Kubernetes only.",
+        )
+        .text("ambit-cni-agent");
     OnKubernetes {
         plugin: plugin(env, cni_socket, &excluded),
         excluded,
         proc,
         cni_cache,
+        namespace,
+        daemon_set,
     }
 }
 

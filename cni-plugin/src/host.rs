@@ -6,7 +6,7 @@
 //! what else runs on the node as root does not get around the mesh. Knows nothing of Kubernetes.
 
 use std::collections::BTreeSet;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::redirect::nft::{self, Found};
 use crate::redirect::ruleset::{
@@ -53,6 +53,20 @@ pub fn verify(probes: &Probes, targets: &BTreeSet<SocketAddr>) -> Result<bool, R
 /// When the kernel refuses.
 pub fn remove() -> Result<(), RedirectError> {
     nft::remove(&[HOST_TABLE])
+}
+
+/// Does everything of this file once, in a namespace that is good for nothing else.
+///
+/// # Errors
+/// What would fail in the node's namespace as well.
+pub fn rehearse() -> Result<(), RedirectError> {
+    let stand_ins: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    let targets = stand_ins.into_iter().map(|ip| (ip, 1).into()).collect();
+    apply(&Probes::ISTIO, &targets)?;
+    if !verify(&Probes::ISTIO, &targets)? {
+        return Err(RedirectError::Disputed);
+    }
+    remove()
 }
 
 fn is_as(wanted: &Ruleset) -> Result<bool, RedirectError> {

@@ -3,7 +3,7 @@
 //! Written by the pod tasks before they touch a namespace, and read once at start: a pod that left the mesh while the agent was
 //! down is found by it. One task writes, whole files only, each replaced at once. Knows nothing of rules.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Write as _};
 use std::net::IpAddr;
@@ -184,13 +184,25 @@ impl Memory {
 }
 
 impl Writer {
-    /// Forgets everything; for a program that has cleaned up and has no other use for the memory.
+    /// Forgets everything and takes the files away; for a program that has cleaned up and has no other use for the memory.
     ///
     /// # Errors
-    /// When the file cannot be written.
-    pub async fn erase(mut self) -> Result<(), MemoryError> {
-        self.records.clear();
-        self.write().await
+    /// When a file cannot be removed.
+    pub fn erase(self) -> Result<(), MemoryError> {
+        let files = [
+            self.path.with_extension("new"),
+            self.path.with_file_name(LOCK),
+            self.path,
+        ];
+        for path in files {
+            match fs::remove_file(&path) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    return Err(MemoryError::File { path, source });
+                }
+                _gone => {}
+            }
+        }
+        Ok(())
     }
 
     /// Writes changes until all [`Memory`] handles are gone.
@@ -275,6 +287,8 @@ struct Line {
     leaving: bool,
     bypass_inbound: bool,
     virtual_interfaces: Vec<String>,
+    #[serde(default)]
+    probed: BTreeSet<u16>,
 }
 
 fn print(records: &BTreeMap<PodUid, Record>) -> String {
@@ -295,6 +309,7 @@ fn print(records: &BTreeMap<PodUid, Record>) -> String {
                 .iter()
                 .map(|name| name.as_str().to_owned())
                 .collect(),
+            probed: spec.options.probed.clone(),
         })
         .collect();
     let content = Content {
@@ -339,6 +354,7 @@ fn parse(path: &Path, text: &str) -> Result<BTreeMap<PodUid, Record>, MemoryErro
                 options: Options {
                     bypass_inbound: line.bypass_inbound,
                     virtual_interfaces,
+                    probed: line.probed,
                 },
             };
             let leaving = line.leaving;

@@ -20,6 +20,8 @@ use nix::sys::statfs::{NSFS_MAGIC, statfs};
 use thiserror::Error;
 use tokio::task::spawn_blocking;
 
+use super::pods::Spec;
+
 /// The namespace of the node, seen from a pod of the node that shares its process ids; absent elsewhere.
 const INIT: &str = "/proc/1/ns/net";
 
@@ -45,6 +47,12 @@ pub(super) enum OpenError {
         /// Who has it.
         holder: PodUid,
     },
+    /// It is another pod's.
+    #[error("{0} holds none of the pod's addresses: it has become another pod's network namespace")]
+    Foreign(PathBuf),
+    /// A helper thread ended without a result.
+    #[error("a thread of the agent panicked")]
+    Panicked,
 }
 
 /// Which namespaces are in use. Cheap to clone; all clones are one.
@@ -76,11 +84,23 @@ impl Namespaces {
         })
     }
 
-    /// Opens the namespace at `path` for a pod. Blocks on files.
+    /// Opens the namespace of a pod. Where its addresses are known, the namespace has to hold one of them: what is at the
+    /// path may have changed since it was noted.
     ///
     /// # Errors
     /// [`OpenError`].
-    pub(super) fn open(&self, pod: &PodUid, path: &Path) -> Result<Held, OpenError> {
+    pub(super) async fn open(&self, spec: &Spec) -> Result<Held, OpenError> {
+        let (all, uid, path) = (self.clone(), spec.pod.uid.clone(), spec.netns.clone());
+        let opened = spawn_blocking(move || all.take(&uid, &path)).await;
+        let held = opened.map_err(|_panic| OpenError::Panicked)??;
+        if spec.addresses.is_empty() || find::holds_one_of(held.netns(), &spec.addresses).await? {
+            return Ok(held);
+        }
+        Err(OpenError::Foreign(spec.netns.clone()))
+    }
+
+    /// Opens the namespace at `path` for a pod. Blocks on files.
+    fn take(&self, pod: &PodUid, path: &Path) -> Result<Held, OpenError> {
         let netns = Netns::open(path).map_err(|error| match error {
             NetnsError::Open { path, source } if source.kind() == io::ErrorKind::NotFound => {
                 OpenError::Absent(path)
@@ -107,6 +127,11 @@ impl Namespaces {
             netns,
             all: self.clone(),
         })
+    }
+
+    /// True for the node's own namespace and the agent's.
+    pub(super) fn are_nodes(&self, netns: &Netns) -> bool {
+        self.forbidden.contains(&netns.id())
     }
 
     fn holders(&self) -> MutexGuard<'_, HashMap<NetnsId, PodUid>> {
@@ -153,7 +178,7 @@ mod tests {
     #[test]
     fn the_own_namespace_and_what_is_none_are_refused() {
         let namespaces = Namespaces::new().unwrap();
-        let open = |path: &str| namespaces.open(&PodUid::new("a"), Path::new(path));
+        let open = |path: &str| namespaces.take(&PodUid::new("a"), Path::new(path));
         assert!(matches!(open("/proc/self/ns/net"), Err(OpenError::Own(_))));
         assert!(matches!(open("/nowhere/at/all"), Err(OpenError::Absent(_))));
         assert!(matches!(
@@ -166,7 +191,7 @@ mod tests {
     fn a_file_that_lost_its_mount_is_an_absent_namespace() {
         let path = std::env::temp_dir().join(format!("ambit-netns-{}", std::process::id()));
         std::fs::write(&path, "").unwrap();
-        let opened = Namespaces::new().unwrap().open(&PodUid::new("a"), &path);
+        let opened = Namespaces::new().unwrap().take(&PodUid::new("a"), &path);
         std::fs::remove_file(&path).unwrap();
         assert!(matches!(opened, Err(OpenError::Absent(_))), "{opened:?}");
     }

@@ -160,6 +160,7 @@ impl PodTask {
         if fresh || attempt > 0 {
             self.first_answer(&mut serving).await;
         }
+        self.tools.open_probes(&spec).await?;
         let applied = self.tools.apply(&held, &spec, Phase::Captured).await?;
         if applied == Applied::Written && !fresh {
             warn!(pod = %spec.pod.name, "the redirection was not as it should be and has been put right");
@@ -273,7 +274,7 @@ impl PodTask {
             _ => return,
         };
         self.held = None;
-        let cleared = match self.tools.open(&self.uid, &former.netns).await {
+        let cleared = match self.tools.open(&former).await {
             Ok(held) => self.tools.clear(&held).await,
             Err(error) => Err(error),
         };
@@ -298,7 +299,7 @@ impl PodTask {
             return Ok(Arc::clone(held));
         }
         self.held = None;
-        let held = Arc::new(self.tools.open(&self.uid, &spec.netns).await?);
+        let held = Arc::new(self.tools.open(spec).await?);
         self.held = Some(Arc::clone(&held));
         Ok(held)
     }
@@ -323,6 +324,10 @@ impl PodTask {
     async fn forget(&mut self) {
         self.remembered = None;
         self.held = None;
+        if let Err(error) = self.tools.close_probes(&self.uid).await {
+            let error = with_causes(&error);
+            warn!(pod = %self.uid, error, "kubelet's probes of the pod are still let in");
+        }
         if let Err(error) = self.tools.memory.forget(&self.uid).await {
             let error = with_causes(&*error);
             warn!(pod = %self.uid, error, "a restart of the agent would still know of this pod");

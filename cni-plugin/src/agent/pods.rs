@@ -9,8 +9,8 @@ pub mod shelf;
 pub mod cluster;
 pub mod kubernetes;
 
-use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
 use ambit_core::enrollment::Enrollment;
@@ -86,6 +86,19 @@ impl Wanted {
     }
 }
 
+impl Spec {
+    /// Addresses and ports that kubelet may probe around the mesh.
+    pub fn probe_targets(&self) -> BTreeSet<SocketAddr> {
+        let ports = |ip: IpAddr| {
+            self.options
+                .probed
+                .iter()
+                .map(move |port| (ip, *port).into())
+        };
+        self.addresses.iter().copied().flat_map(ports).collect()
+    }
+}
+
 impl From<Spec> for Wanted {
     fn from(spec: Spec) -> Self {
         Self {
@@ -107,6 +120,8 @@ pub struct Options {
     pub bypass_inbound: bool,
     /// Interfaces behind it, TCP from which counts as outbound.
     pub virtual_interfaces: Vec<InterfaceName>,
+    /// Ports at which kubelet knocks.
+    pub probed: BTreeSet<u16>,
 }
 
 impl Options {
@@ -128,6 +143,7 @@ impl Options {
         Ok(Self {
             bypass_inbound: said(BYPASS_INBOUND) == Some("true"),
             virtual_interfaces,
+            probed: BTreeSet::new(),
         })
     }
 }

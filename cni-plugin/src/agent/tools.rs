@@ -3,7 +3,8 @@
 //! Called by the pod tasks (`agent/pod.rs`), which know the order. Each step may be repeated; whatever blocks runs on a
 //! thread of its own. Knows nothing of wishes and of what comes next.
 
-use std::path::{Path, PathBuf};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use ambit_core::names::PodUid;
@@ -12,13 +13,13 @@ use ambit_net::netns::NetnsError;
 use ambit_net::wire::handoff::HandoffPod;
 use thiserror::Error;
 use tokio::sync::watch;
-use tokio::task::spawn_blocking;
 
 use super::annotate::{AnnotateError, Annotator};
 use super::memory::Memory;
 use super::netns::find::{FindError, Finder, Sought};
 use super::netns::{Held, Namespaces, OpenError};
 use super::pods::{Spec, Wanted};
+use super::probed::{Probed, ProbedError};
 use super::report::Report;
 use crate::handoff::{Announcement, Handoff, Serving};
 use crate::redirect::ruleset::{Families, Phase, PodNet, Probes};
@@ -54,6 +55,8 @@ pub struct Kubernetes {
     pub finder: Finder,
     /// Announces their capture.
     pub annotator: Annotator,
+    /// Lets kubelet's probes in.
+    pub probed: Probed,
 }
 
 /// Why a step failed; it is tried again.
@@ -71,24 +74,25 @@ pub(super) enum StepError {
     /// The API server has not taken the announcement.
     #[error(transparent)]
     Annotate(#[from] AnnotateError),
+    /// kubelet could not probe the pod.
+    #[error(transparent)]
+    Probed(#[from] ProbedError),
     /// The namespace cannot be entered.
     #[error(transparent)]
     Enter(#[from] NetnsError),
     /// The rules cannot be read or written.
     #[error(transparent)]
     Redirect(#[from] RedirectError),
-    /// A helper thread ended without a result.
-    #[error("a thread of the agent panicked")]
-    Panicked,
 }
 
 impl StepError {
     /// True when there is no namespace any more in which the pod could have rules.
     pub(super) fn is_absence(&self) -> bool {
-        use OpenError::{Absent, Own, Taken};
+        use OpenError::{Absent, Foreign, Own, Taken};
         matches!(
             self,
-            Self::Open(Absent(_) | Own(_) | Taken { .. }) | Self::Find(FindError::Nowhere { .. })
+            Self::Open(Absent(_) | Foreign(_) | Own(_) | Taken { .. })
+                | Self::Find(FindError::Nowhere { .. })
         )
     }
 }
@@ -139,11 +143,26 @@ impl Tools {
         }
     }
 
-    /// Opens the namespace at a path for a pod.
-    pub(super) async fn open(&self, uid: &PodUid, path: &Path) -> Result<Held, StepError> {
-        let (namespaces, uid, path) = (self.namespaces.clone(), uid.clone(), path.to_owned());
-        let opened = spawn_blocking(move || namespaces.open(&uid, &path)).await;
-        Ok(opened.map_err(|_panic| StepError::Panicked)??)
+    /// Opens the namespace of a pod.
+    pub(super) async fn open(&self, spec: &Spec) -> Result<Held, StepError> {
+        Ok(self.namespaces.open(spec).await?)
+    }
+
+    /// Lets kubelet probe the pod around the mesh, and nobody else.
+    pub(super) async fn open_probes(&self, spec: &Spec) -> Result<(), StepError> {
+        if let Some(kubernetes) = &self.kubernetes {
+            let targets = spec.probe_targets();
+            kubernetes.probed.set(&spec.pod.uid, targets).await?;
+        }
+        Ok(())
+    }
+
+    /// Ends that.
+    pub(super) async fn close_probes(&self, uid: &PodUid) -> Result<(), StepError> {
+        if let Some(kubernetes) = &self.kubernetes {
+            kubernetes.probed.set(uid, BTreeSet::new()).await?;
+        }
+        Ok(())
     }
 
     /// Makes the rules in the namespace those of the pod.

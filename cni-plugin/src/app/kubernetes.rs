@@ -3,10 +3,11 @@
 //! Called by `app.rs`: prepared before anything runs, so that a wrong setting is known at the start. An API server that is away
 //! is none: the agent starts without it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
-use ambit_core::names::Text;
+use ambit_core::names::{PodUid, Text};
 use ambit_net::admin::Readiness;
 use ambit_net::tasks::Tasks;
 use kube::Client;
@@ -16,10 +17,13 @@ use super::AppError;
 use crate::agent::annotate::Annotator;
 use crate::agent::api;
 use crate::agent::events::{self, Events, Publisher};
+use crate::agent::installation::Installation;
+use crate::agent::memory::Record;
 use crate::agent::netns::find::Finder;
 use crate::agent::orders::Order;
 use crate::agent::pods::Source;
 use crate::agent::pods::kubernetes::{self, Kubernetes};
+use crate::agent::probed::{self, Probed};
 use crate::agent::report::Report;
 use crate::agent::requests::Requests;
 use crate::checks::Checks;
@@ -31,18 +35,20 @@ use crate::{agent, socket};
 pub(super) struct Ground {
     client: Client,
     node: Text,
-    config: OnKubernetes,
+    config: Box<OnKubernetes>,
     plugins: socket::Listener,
     events: (Events, Publisher),
     installer: Installer,
+    probed: (Probed, probed::Writer),
 }
 
 impl Ground {
     /// Makes the client and the socket; speaks to nobody.
     pub(super) async fn prepare(
         node: &Text,
-        config: OnKubernetes,
+        config: Box<OnKubernetes>,
         (checks, readiness): (&Checks, &Readiness),
+        (pods, remembered): (agent::Settings, &BTreeMap<PodUid, Record>),
     ) -> Result<Self, AppError> {
         let client = api::client().await?;
         let path = &config.plugin.socket;
@@ -59,6 +65,11 @@ impl Ground {
             plugins,
             events: events::channel(),
             installer,
+            probed: Probed::new(
+                (pods.probes, pods.verify_interval),
+                remembered.values().map(targets).collect(),
+                checks.clone(),
+            ),
         })
     }
 
@@ -68,7 +79,15 @@ impl Ground {
         agent::Kubernetes {
             finder: Finder::new(config.proc.clone(), config.cni_cache.clone()),
             annotator: Annotator::new(self.client.clone()),
+            probed: self.probed.0.clone(),
         }
+    }
+
+    /// The DaemonSet that this agent is part of, if it is part of one.
+    pub(super) fn installation(&self) -> Option<Installation> {
+        let namespace = self.config.namespace.clone()?;
+        let name = self.config.daemon_set.clone();
+        Some(Installation::new(self.client.clone(), namespace, name))
     }
 
     /// Where pods come from.
@@ -91,7 +110,13 @@ impl Ground {
         tasks.spawn(socket::serve(self.plugins, tasks.spawner(), answer));
         // Only now: what it installs asks at once.
         tasks.spawn(self.installer.run(tasks.stop_signal()));
+        tasks.spawn(self.probed.1.run());
         let (_teller, publisher) = self.events;
         tasks.spawn(publisher.run(self.client, self.node.to_string()));
     }
+}
+
+/// What kubelet may probe of a pod from before a restart.
+fn targets(record: &Record) -> (PodUid, BTreeSet<SocketAddr>) {
+    (record.spec.pod.uid.clone(), record.spec.probe_targets())
 }

@@ -35,6 +35,7 @@ fn record(name: &str, leaving: bool) -> Record {
             options: Options {
                 bypass_inbound: name == "a",
                 virtual_interfaces: interfaces.into_iter().collect(),
+                probed: [8080].into(),
             },
         },
         leaving,

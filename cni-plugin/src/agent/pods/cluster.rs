@@ -17,7 +17,7 @@ use k8s_openapi::api::core::v1::{Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
 use super::shelf::{Said, Shelf, Version};
-use super::{NodePods, Options, Place, Wanted};
+use super::{NodePods, Options, Place, Wanted, probes};
 
 /// Annotation of a static pod's copy in the API: the uid by which the kubelet knows the pod.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
@@ -91,7 +91,10 @@ impl KnownPod {
             node: spec.node_name.clone(),
             addresses: addresses(status),
             static_uid: settings.annotations.get(CONFIG_HASH).cloned(),
-            options: Options::read(metadata.annotations.as_ref()),
+            options: Options::read(metadata.annotations.as_ref()).map(|options| Options {
+                probed: probes::ports(spec),
+                ..options
+            }),
             host_network: spec.host_network.unwrap_or(false),
             phase: status.phase.clone(),
             settings,
