@@ -63,6 +63,34 @@ fn manifests_name_this_version() {
 }
 
 #[test]
+fn manifests_set_what_programs_know() {
+    let known = text("docs/config.md");
+    for name in PROGRAMS {
+        let section = match name {
+            "agent" => "## ambit-cni-agent",
+            "ztunnel" => "## ztunnel",
+            _ => "## controller",
+        };
+        let at = known.find(section).expect("a section for each program");
+        let section = known[at + 3..].split("\n## ").next().unwrap_or_default();
+        let manifest = base(name);
+        let env = manifest
+            .split_once("env:\n")
+            .expect("each has variables")
+            .1
+            .split_once("ports:\n")
+            .expect("ports stand after them")
+            .0;
+        for variable in values(env, "name:") {
+            assert!(
+                section.contains(&format!("`{variable}`")),
+                "{name} knows no {variable}"
+            );
+        }
+    }
+}
+
+#[test]
 fn pods_are_locked_down() {
     let needed = [
         "enableServiceLinks: false",
