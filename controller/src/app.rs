@@ -43,6 +43,7 @@ use crate::index::served::CaptureSource;
 use crate::overview::{Overview, StatusSocket, serve_tcp};
 use crate::publisher::{Outputs, Publisher};
 use crate::reports::NodeReports;
+use crate::verdict::Verdicts;
 use crate::watch::{Event, QUEUE};
 use crate::xds::proxies::Proxies;
 use crate::xds::server::{Discovery, Published};
@@ -109,6 +110,7 @@ enum StatusPort {
 /// What others than the publisher write or read of its channels.
 struct Wires {
     events: mpsc::Sender<Event>,
+    verdicts: watch::Receiver<Arc<Verdicts>>,
 }
 
 /// What was read and bound before anything is served.
@@ -130,8 +132,10 @@ impl App {
     async fn open(config: &Config, running: &Running) -> Result<Self, AppError> {
         let grpc = listen("AMBIT_LISTEN_ADDR", config.listen)?;
         let (to_publisher, events) = mpsc::channel(QUEUE);
+        let (verdicts, read_verdicts) = watch::channel(Arc::default());
         let wires = Wires {
             events: to_publisher,
+            verdicts: read_verdicts,
         };
         let ground = match &config.source {
             Source::Files(files) => files::open(files, config, wires, running)?,
@@ -157,7 +161,11 @@ impl App {
                 proxies: Proxies::default(),
             },
             capture: ground.capture,
-            outputs: Outputs { snapshots, roster },
+            outputs: Outputs {
+                snapshots,
+                roster,
+                verdicts,
+            },
             reports: ground.reports,
             status: ground.status,
             events,

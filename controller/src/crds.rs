@@ -47,6 +47,8 @@ pub struct Policy<S> {
     pub annotations: Labels,
     /// When it was made, in seconds since the epoch; the largest number in sources that do not say.
     pub created: i64,
+    /// Its spec's number, in sources that count.
+    pub generation: Option<i64>,
     /// What it stands on.
     pub selection: Selection,
     /// What it says, or why that cannot be understood.
@@ -84,6 +86,7 @@ impl<S: Spec> Policy<S> {
             created: metadata
                 .creation_timestamp
                 .map_or(i64::MAX, |time| time.0.as_second()),
+            generation: metadata.generation,
             selection: selection.unwrap_or(Selection::All),
             spec: content.map_err(Text::from),
         }

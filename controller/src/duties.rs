@@ -1,4 +1,4 @@
-//! What only one replica does: publishing the root, while it holds the Lease.
+//! What only one replica does: publishing the root and writing conditions, while it holds the Lease.
 //!
 //! Run as one task by the app where Kubernetes is the source.
 
@@ -10,7 +10,8 @@ use kube::Client;
 use tokio::sync::watch;
 
 use crate::ca::root::Root;
-use crate::{configmaps, lease};
+use crate::verdict::Verdicts;
+use crate::{conditions, configmaps, lease};
 
 /// What the duties need.
 #[expect(missing_debug_implementations, reason = "the client has none")]
@@ -23,6 +24,8 @@ pub struct Duties {
     pub identity: Text,
     /// The root to publish.
     pub root: watch::Receiver<Arc<Root>>,
+    /// The verdicts to tell.
+    pub verdicts: watch::Receiver<Arc<Verdicts>>,
 }
 
 impl Duties {
@@ -38,6 +41,7 @@ impl Duties {
         while leads.wait_for(|leads| *leads).await.is_ok() {
             tokio::select! {
                 () = configmaps::run(self.client.clone(), self.root.clone()) => {}
+                () = conditions::run(self.client.clone(), self.verdicts.clone()) => {}
                 _ends = leads.wait_for(|leads| !*leads) => {}
             }
         }

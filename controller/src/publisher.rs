@@ -16,7 +16,8 @@ use tracing::{debug, info, warn};
 use crate::index::served::CaptureSource;
 use crate::index::{Dirty, Index, MeshNames, Source};
 use crate::roster::Roster;
-use crate::translate::translate;
+use crate::translate::{Translated, translate};
+use crate::verdict::{Verdict, Verdicts};
 use crate::watch::{Event, QUEUE};
 use crate::xds::store::{Snapshot, Store};
 
@@ -27,6 +28,8 @@ pub struct Outputs {
     pub snapshots: watch::Sender<Option<Arc<Snapshot>>>,
     /// Who runs where, for the CA and the overview.
     pub roster: watch::Sender<Option<Arc<Roster>>>,
+    /// Which objects mean what they say, for their conditions.
+    pub verdicts: watch::Sender<Arc<Verdicts>>,
 }
 
 /// The writer.
@@ -37,6 +40,7 @@ pub struct Publisher {
     /// What is wrong, by the object that it is wrong with.
     problems: BTreeMap<Source, Vec<String>>,
     source_problems: Vec<Problem>,
+    verdicts: Arc<Verdicts>,
     /// Where objects are written, in sources that know.
     origins: BTreeMap<Source, Text>,
     /// What has to be translated.
@@ -58,6 +62,7 @@ impl Publisher {
             index: Index::new(mesh, capture),
             store: Store::default(),
             problems: BTreeMap::new(),
+            verdicts: Arc::default(),
             source_problems: Vec::new(),
             origins: BTreeMap::new(),
             dirty: Dirty::new(),
@@ -129,6 +134,7 @@ impl Publisher {
 
     fn translate(&mut self, source: Source) {
         let translated = translate(&self.index, &source);
+        self.judge(&source, &translated);
         let before = self.problems.remove(&source).unwrap_or_default();
         for problem in translated.problems.iter().filter(|p| !before.contains(p)) {
             warn!(
@@ -141,6 +147,19 @@ impl Publisher {
             self.problems.insert(source.clone(), translated.problems);
         }
         self.store.replace(source, translated.resources);
+    }
+
+    /// Notes whether an object means what it says, where its author is told.
+    fn judge(&mut self, source: &Source, translated: &Translated) {
+        let verdict = Verdict::of(&self.index, source, translated);
+        if self.verdicts.get(source) == verdict.as_ref() {
+            return;
+        }
+        let verdicts = Arc::make_mut(&mut self.verdicts);
+        match verdict {
+            Some(verdict) => verdicts.insert(source.clone(), verdict),
+            None => verdicts.remove(source),
+        };
     }
 
     fn publish(&mut self) {
@@ -161,6 +180,11 @@ impl Publisher {
         let roster = Roster::of(&self.index, problems);
         // Before the resources: a proxy that hears of a pod may at once ask for its certificate.
         self.outputs.roster.send_replace(Some(Arc::new(roster)));
+        self.outputs.verdicts.send_if_modified(|sent| {
+            let differs = !Arc::ptr_eq(sent, &self.verdicts);
+            sent.clone_from(&self.verdicts);
+            differs
+        });
         let first = self.outputs.snapshots.borrow().is_none();
         let changed = self.store.commit();
         if let Some(snapshot) = changed.or_else(|| first.then(|| self.store.snapshot())) {

@@ -24,11 +24,25 @@ pub enum Resource {
     Policy(Box<Authorization>),
 }
 
+/// Whether an object means what its author wrote.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Acceptance {
+    /// It does; problems beside it are hints.
+    #[default]
+    Accepted,
+    /// It is good, and nothing here acts on it.
+    NoEffect,
+    /// Some of it is not understood.
+    NotUnderstood,
+}
+
 /// What one source object gives.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Translated {
     /// Its resources.
     pub resources: Vec<Resource>,
+    /// Whether it means what it says.
+    pub acceptance: Acceptance,
     /// What is wrong with it or has no effect, in words for operators.
     pub problems: Vec<String>,
 }
@@ -49,21 +63,21 @@ impl Translated {
     fn workload(workload: Workload) -> Self {
         Self {
             resources: vec![Resource::Workload(Box::new(workload))],
-            problems: Vec::new(),
+            ..Self::default()
         }
     }
 
     fn service(service: Service) -> Self {
         Self {
             resources: vec![Resource::Service(Box::new(service))],
-            problems: Vec::new(),
+            ..Self::default()
         }
     }
 
     fn policy(policy: Authorization) -> Self {
         Self {
             resources: vec![Resource::Policy(Box::new(policy))],
-            problems: Vec::new(),
+            ..Self::default()
         }
     }
 
@@ -74,6 +88,20 @@ impl Translated {
     fn with_problem(mut self, text: impl Into<String>) -> Self {
         self.problems.push(text.into());
         self
+    }
+
+    fn no_effect(text: impl Into<String>) -> Self {
+        Self {
+            acceptance: Acceptance::NoEffect,
+            ..Self::problem(text)
+        }
+    }
+
+    fn with_mistake(self, text: impl Into<String>) -> Self {
+        Self {
+            acceptance: Acceptance::NotUnderstood,
+            ..self.with_problem(text)
+        }
     }
 }
 

@@ -46,6 +46,7 @@ pub(super) async fn open(
         namespace: Text::clone(&cluster.namespace),
         identity: Text::clone(&cluster.pod_name),
         root: root.clone(),
+        verdicts: wires.verdicts,
     };
     running
         .control

@@ -58,10 +58,15 @@ impl Bench {
         let signer = Arc::new(Signer::new(root, Duration::from_secs(3600)));
         let (snapshots, published) = watch::channel(None);
         let (roster, read_roster) = watch::channel(None);
+        let verdicts = watch::channel(Arc::default()).0;
         let publisher = Publisher::new(
             mesh(),
             CaptureSource::Reports,
-            Outputs { snapshots, roster },
+            Outputs {
+                snapshots,
+                roster,
+                verdicts,
+            },
             Arc::clone(&meters),
         );
         let publisher = synced.then_some(publisher).map(publish);

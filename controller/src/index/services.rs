@@ -12,6 +12,9 @@ use super::pods::Pod;
 use super::{Dirty, Index, Source, replace, within};
 use crate::crds::{Labels, contains_all};
 
+/// Type of the condition that says whether an object could be translated.
+pub const ACCEPTED: &str = "ambit.mesh/Accepted";
+
 /// Where a port of a Service leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TargetPort {
@@ -57,6 +60,8 @@ pub struct Service {
     pub publish_not_ready: bool,
     /// `spec.ipFamilies`.
     pub ip_families: Vec<String>,
+    /// It has a condition that this controller has written.
+    pub has_condition: bool,
     /// Addresses and ports that are none, as they stand in the object.
     pub bad: Vec<String>,
 }
@@ -66,6 +71,8 @@ impl Service {
     pub fn of(name: &NamespacedName, object: KubeService) -> Self {
         let spec = object.spec.unwrap_or_default();
         let (addresses, mut bad) = addresses(&spec);
+        let conditions = object.status.and_then(|status| status.conditions);
+        let mut conditions = conditions.iter().flatten();
         let mut ports = Vec::new();
         for port in spec.ports.iter().flatten().filter(|port| is_tcp(port)) {
             match read_port(port) {
@@ -84,6 +91,7 @@ impl Service {
             traffic_distribution: spec.traffic_distribution,
             publish_not_ready: spec.publish_not_ready_addresses.unwrap_or(false),
             ip_families: spec.ip_families.unwrap_or_default(),
+            has_condition: conditions.any(|condition| condition.type_ == ACCEPTED),
             bad,
         }
     }

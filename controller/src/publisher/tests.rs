@@ -3,7 +3,7 @@
 use ambit_core::status::CaptureState;
 
 use super::*;
-use crate::testing::{applied, mesh, objects, served};
+use crate::testing::{applied, mesh, name_of, objects, served};
 use crate::watch::ObjectKey;
 
 const WORLD: &str = "
@@ -18,15 +18,18 @@ struct Bench {
     publisher: Publisher,
     snapshots: watch::Receiver<Option<Arc<Snapshot>>>,
     roster: watch::Receiver<Option<Arc<Roster>>>,
+    verdicts: watch::Receiver<Arc<Verdicts>>,
 }
 
 impl Bench {
     fn new() -> Self {
         let (to_snapshots, snapshots) = watch::channel(None);
         let (to_roster, roster) = watch::channel(None);
+        let (to_verdicts, verdicts) = watch::channel(Arc::default());
         let outputs = Outputs {
             snapshots: to_snapshots,
             roster: to_roster,
+            verdicts: to_verdicts,
         };
         Self {
             publisher: Publisher::new(
@@ -37,6 +40,7 @@ impl Bench {
             ),
             snapshots,
             roster,
+            verdicts,
         }
     }
 
@@ -127,3 +131,35 @@ async fn it_runs_until_nobody_can_send() {
     bench.publisher.run(queue).await;
     assert!(bench.roster.borrow().is_some());
 }
+
+#[test]
+fn verdicts_follow_their_objects_and_wake_only_when_they_change() {
+    let policy = |spec: &str| {
+        let yaml = format!(
+            "{{apiVersion: v1, kind: Namespace, metadata: {{name: a}}}}\n---\n{{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {{name: p, namespace: a}}, spec: {spec}}}"
+        );
+        let events = objects(&yaml).into_iter();
+        events
+            .map(|(key, object)| applied(key, object))
+            .collect::<Vec<_>>()
+    };
+    let mut bench = Bench::new();
+    bench.take(policy("{action: CUSTOM}"));
+    assert!(
+        bench.verdicts.borrow().is_empty(),
+        "the sources have not been read"
+    );
+    bench.take(vec![Event::Synced]);
+    let source = Source::AuthorizationPolicy(name_of("a/p"));
+    let refused = bench.verdicts.borrow_and_update()[&source].clone();
+    assert!(refused.message.contains("CUSTOM"), "{refused:?}");
+    bench.take(policy("{action: CUSTOM}"));
+    assert!(!bench.verdicts.has_changed().unwrap());
+    bench.take(policy("{}"));
+    assert_ne!(bench.verdicts.borrow_and_update()[&source], refused);
+    let key = objects(POLICY).remove(0).0;
+    bench.take(vec![Event::Deleted(key)]);
+    assert!(bench.verdicts.borrow().is_empty());
+}
+
+const POLICY: &str = "{apiVersion: security.istio.io/v1, kind: AuthorizationPolicy, metadata: {name: p, namespace: a}}";

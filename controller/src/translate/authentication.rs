@@ -75,7 +75,7 @@ pub(super) fn port_level(index: &Index, name: &NamespacedName) -> Translated {
         return Translated::default();
     };
     if has_no_effect(index, policy) {
-        return Translated::problem(
+        return Translated::no_effect(
             "it has no effect: in the root namespace selectors are not served",
         );
     }
@@ -83,7 +83,7 @@ pub(super) fn port_level(index: &Index, name: &NamespacedName) -> Translated {
         Ok(spec) => spec,
         Err(why) => {
             let problem = format!("it is not understood and refuses all that it selects: {why}");
-            return Translated::problem(problem);
+            return Translated::default().with_mistake(problem);
         }
     };
     let rules = port_rules(spec, is_strict_above(index, &name.namespace));

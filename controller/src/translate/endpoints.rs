@@ -36,7 +36,7 @@ pub(super) fn slice(index: &Index, name: &NamespacedName) -> Translated {
     let workloads = workloads.into_values();
     Translated {
         resources: workloads.map(|w| Resource::Workload(Box::new(w))).collect(),
-        problems: Vec::new(),
+        ..Translated::default()
     }
 }
 

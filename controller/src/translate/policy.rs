@@ -32,7 +32,7 @@ pub(super) fn authorization(index: &Index, name: &NamespacedName) -> Translated 
         return Translated::default();
     };
     if !is_sent(policy) {
-        return Translated::problem(why_not_sent(policy));
+        return Translated::no_effect(why_not_sent(policy));
     }
     let content = match &policy.spec {
         Ok(spec) => content(spec, &name.namespace),
@@ -61,12 +61,12 @@ pub(super) fn authorization(index: &Index, name: &NamespacedName) -> Translated 
         Err(why) if sent.dry_run => {
             let problem =
                 format!("it is not understood and has no effect, since it is a dry run: {why}");
-            Translated::policy(sent).with_problem(problem)
+            Translated::policy(sent).with_mistake(problem)
         }
         Err(why) => {
             let problem = format!("it is not understood and refuses all that it selects: {why}");
             sent.unreadable = Some(Text::from(why));
-            Translated::policy(sent).with_problem(problem)
+            Translated::policy(sent).with_mistake(problem)
         }
     }
 }

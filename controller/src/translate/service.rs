@@ -38,11 +38,11 @@ pub(super) fn service(index: &Index, name: &NamespacedName) -> Translated {
     let mut translated = Translated::service(service);
     for bad in &known.bad {
         let problem = format!("its {bad} is left out: that is not a usable value");
-        translated = translated.with_problem(problem);
+        translated = translated.with_mistake(problem);
     }
     if let Some(text) = unknown {
         let problem = format!("traffic distribution `{text}` is not known and has no effect");
-        translated = translated.with_problem(problem);
+        translated = translated.with_mistake(problem);
     }
     translated
 }

@@ -31,8 +31,8 @@ pub(super) fn pod(index: &Index, name: &NamespacedName) -> Translated {
     let problems = problems(index, pod);
     if pod.addresses.is_empty() {
         return Translated {
-            resources: Vec::new(),
             problems,
+            ..Translated::default()
         };
     }
     let captured = enrollment.is_enrolled() && index.is_captured(pod);
