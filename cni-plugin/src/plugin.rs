@@ -11,15 +11,25 @@ use std::time::Duration;
 use ambit_core::enrollment::SYSTEM_NAMESPACES;
 use serde::Serialize;
 
-use crate::socket::{self, AskError, Command, Request};
+use crate::socket::{self, AskError, Command, Patience, Request};
 use crate::spec::{Attachment, Code, Failure, Invocation, NetConf, Pod, VERSIONS};
 
-/// How long ADD waits for the agent, which itself waits for the API server and for ztunnel. Kubelet tries again.
-const ADD_DEADLINE: Duration = Duration::from_secs(15);
-/// How long CHECK waits: the agent only looks.
-const CHECK_DEADLINE: Duration = Duration::from_secs(5);
-/// How long DEL waits: it goes on without the agent.
-const DEL_DEADLINE: Duration = Duration::from_secs(2);
+/// ADD waits for the agent, which itself waits for the API server and for ztunnel. An agent that is being exchanged is back
+/// within seconds; kubelet would try again only after ten.
+const ADD: Patience = Patience {
+    absent: Duration::from_secs(3),
+    whole: Duration::from_secs(15),
+};
+/// For CHECK the agent only looks.
+const CHECK: Patience = Patience {
+    absent: Duration::ZERO,
+    whole: Duration::from_secs(5),
+};
+/// DEL goes on without the agent.
+const DEL: Patience = Patience {
+    absent: Duration::ZERO,
+    whole: Duration::from_secs(2),
+};
 /// Most that is read from standard input. A configuration has a few KiB; GC lists a hundred bytes for each sandbox.
 const MAX_INPUT: u64 = 4 * 1024 * 1024;
 
@@ -88,7 +98,7 @@ fn add(conf: &NetConf, attachment: &Attachment) -> Result<String, Failure> {
     };
     let pod = pod(attachment)?;
     if !passes(conf, pod) {
-        ask(conf, Command::Add, attachment, pod, ADD_DEADLINE)?;
+        ask(conf, Command::Add, attachment, pod, ADD)?;
     }
     Ok(result.get().to_owned())
 }
@@ -98,14 +108,14 @@ fn check(conf: &NetConf, attachment: &Attachment) -> Result<(), Failure> {
     if passes(conf, pod) {
         return Ok(());
     }
-    ask(conf, Command::Check, attachment, pod, CHECK_DEADLINE)
+    ask(conf, Command::Check, attachment, pod, CHECK)
 }
 
 /// Never fails: what the agent does not hear now, the API server tells it later (CNI 1.1 §DEL, best effort).
 fn del(conf: &NetConf, attachment: &Attachment) {
     let pod = attachment.pod.as_ref().filter(|pod| !passes(conf, pod));
     if let Some(pod) = pod {
-        drop(ask(conf, Command::Del, attachment, pod, DEL_DEADLINE));
+        drop(ask(conf, Command::Del, attachment, pod, DEL));
     }
 }
 
@@ -132,7 +142,7 @@ fn ask(
     command: Command,
     attachment: &Attachment,
     pod: &Pod,
-    deadline: Duration,
+    patience: Patience,
 ) -> Result<(), Failure> {
     let request = Request {
         command,
@@ -146,7 +156,7 @@ fn ask(
     };
     let path = conf.socket.as_deref();
     let path = path.unwrap_or(Path::new(socket::DEFAULT_PATH));
-    let answer = socket::ask(path, &request, deadline);
+    let answer = socket::ask(path, &request, patience);
     answer.map_err(|error| no_answer(path, pod, &error))?
 }
 

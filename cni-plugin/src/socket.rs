@@ -26,6 +26,8 @@ pub use server::{Listener, serve};
 pub const DEFAULT_PATH: &str = "/var/run/ambit/cni.sock";
 /// Longest request or answer in bytes. A request is below 2 KiB; the rest is room for addresses.
 const MAX_MESSAGE: u64 = 64 * 1024;
+/// Time between two attempts to reach an agent that does not listen.
+const RETRY: Duration = Duration::from_millis(50);
 
 /// What the plugin wants of the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -88,26 +90,36 @@ impl fmt::Display for AskError {
 
 impl std::error::Error for AskError {}
 
-/// Asks the agent that listens at `path`; takes no longer than `deadline`, whatever the agent does.
+/// How long to wait for the agent.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For one that does not listen: it may be about to start.
+    pub absent: Duration,
+    /// In all, whatever it does.
+    pub whole: Duration,
+}
+
+/// Asks the agent that listens at `path`.
 ///
 /// # Errors
 /// [`AskError`]: then nothing is known of what the agent did.
-pub fn ask(path: &Path, request: &Request, deadline: Duration) -> Result<Answer, AskError> {
+pub fn ask(path: &Path, request: &Request, patience: Patience) -> Result<Answer, AskError> {
     // Strings, numbers and lists always print.
     let words = serde_json::to_vec(request).map_err(AskError::Garbled)?;
     let path = path.to_owned();
     let (sender, answer) = mpsc::sync_channel(1);
     // Connecting waits too, without a limit, when more wait to be accepted than the kernel queues. So all of it is done
     // by a thread, which ends with the process.
-    thread::spawn(move || drop(sender.send(exchange(&path, &words))));
-    match answer.recv_timeout(deadline) {
+    let absent = patience.absent;
+    thread::spawn(move || drop(sender.send(exchange(&path, &words, absent))));
+    match answer.recv_timeout(patience.whole) {
         Ok(answer) => answer,
-        Err(_) => Err(AskError::TimedOut(deadline)),
+        Err(_) => Err(AskError::TimedOut(patience.whole)),
     }
 }
 
-fn exchange(path: &Path, words: &[u8]) -> Result<Answer, AskError> {
-    let mut agent = UnixStream::connect(path).map_err(AskError::Connect)?;
+fn exchange(path: &Path, words: &[u8], absent: Duration) -> Result<Answer, AskError> {
+    let mut agent = connect(path, absent).map_err(AskError::Connect)?;
     let mut answer = Vec::new();
     agent
         .write_all(words)
@@ -118,4 +130,19 @@ fn exchange(path: &Path, words: &[u8]) -> Result<Answer, AskError> {
         return Err(AskError::Broken(io::ErrorKind::UnexpectedEof.into()));
     }
     serde_json::from_slice(&answer).map_err(AskError::Garbled)
+}
+
+/// Connects as soon as somebody listens.
+fn connect(path: &Path, mut absent: Duration) -> io::Result<UnixStream> {
+    loop {
+        match UnixStream::connect(path) {
+            Err(error) if absent.is_zero() => return Err(error),
+            Err(_absent) => {
+                // Nobody wakes this thread: it is a pause.
+                thread::park_timeout(RETRY);
+                absent = absent.saturating_sub(RETRY);
+            }
+            connected => return connected,
+        }
+    }
 }

@@ -278,7 +278,22 @@ fn an_agent_that_says_nothing_is_given_up() {
         pod_uid: None,
         addresses: Vec::new(),
     };
-    let deadline = Duration::from_millis(20);
-    let asked = socket::ask(&place.socket(), &request, deadline);
-    assert!(matches!(asked, Err(AskError::TimedOut(after)) if after == deadline));
+    let whole = Duration::from_millis(20);
+    let patience = Patience {
+        absent: Duration::ZERO,
+        whole,
+    };
+    let asked = socket::ask(&place.socket(), &request, patience);
+    assert!(matches!(asked, Err(AskError::TimedOut(after)) if after == whole));
+}
+
+#[test]
+fn a_pod_waits_for_an_agent_that_is_about_to_start() {
+    let place = Place::new("late");
+    let (env, conf) = (env("ADD", "web"), conf(&place.socket()));
+    let added = thread::spawn(move || run(&env, conf.as_bytes()));
+    assert!(!added.is_finished());
+    let asked = place.agent(yes());
+    assert_eq!(added.join().unwrap().text, RESULT);
+    assert_eq!(asked.recv().unwrap().command, Command::Add);
 }

@@ -7,7 +7,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ambit_net::tasks::Tasks;
 
 use super::*;
-use crate::socket::{AskError, Command, ask};
+use crate::socket::{AskError, Command, Patience, ask};
+
+const PATIENCE: Patience = Patience {
+    absent: Duration::ZERO,
+    whole: Duration::from_secs(5),
+};
 
 struct Place(PathBuf);
 
@@ -43,7 +48,7 @@ fn request(pod: &str) -> Request {
 }
 
 async fn asked(path: PathBuf, pod: &'static str) -> Result<Answer, AskError> {
-    let ask = move || ask(&path, &request(pod), Duration::from_secs(5));
+    let ask = move || ask(&path, &request(pod), PATIENCE);
     tokio::task::spawn_blocking(ask).await.unwrap()
 }
 
