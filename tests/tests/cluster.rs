@@ -7,6 +7,8 @@
 mod bed;
 #[path = "cluster/installing.rs"]
 mod installing;
+#[path = "cluster/operating.rs"]
+mod operating;
 
 use std::process::ExitCode;
 
@@ -27,7 +29,11 @@ fn main() -> ExitCode {
 }
 
 fn trials() -> Vec<Trial> {
-    let subjects: &[(&str, &[Claim])] = &[("bed", bed::CLAIMS), ("installing", installing::CLAIMS)];
+    let subjects: &[(&str, &[Claim])] = &[
+        ("bed", bed::CLAIMS),
+        ("installing", installing::CLAIMS),
+        ("operating", operating::CLAIMS),
+    ];
     let mut trials = Vec::new();
     for (subject, claims) in subjects {
         for (name, test) in *claims {

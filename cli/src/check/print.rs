@@ -5,6 +5,7 @@
 use ambit_core::checks::{Check, Grade};
 
 use super::Section;
+use super::nodes::count;
 
 /// `colours` marks grades as terminals show them.
 pub(super) fn render(sections: &[Section], colours: bool) -> String {
@@ -20,8 +21,8 @@ pub(super) fn render(sections: &[Section], colours: bool) -> String {
     }
     let of = |grade| all().filter(|check| check.grade == grade).count();
     lines.push(format!(
-        "{} checks: {} good, {} to know, {} failed",
-        all().count(),
+        "{}: {} good, {} to know, {} failed",
+        count(all().count(), "check"),
         of(Grade::Good),
         of(Grade::Note),
         of(Grade::Bad)
