@@ -1,14 +1,20 @@
 # The only task runner. Each target is one script or one cargo call.
-.PHONY: help build image test demo demo-down bench check fmt docs protos deny clean
+.PHONY: help build image cluster cluster-down test demo demo-down bench check fmt docs protos deny clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' Makefile
 
 build: ## build the programs, optimised
 	cargo build --locked --release --workspace --bins
 
 image: ## make the images as one OCI archive, without Docker
 	@deploy/image
+
+cluster: ## a local two-node Kubernetes with the mesh and a small shop (root)
+	@tests/cluster/shop
+
+cluster-down: ## take that cluster down
+	@tests/cluster/down
 
 test: ## run every test; the closing line is `N passed, N failed`
 	@tests/run

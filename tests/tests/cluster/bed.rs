@@ -116,6 +116,8 @@ fn crash_leaves_nothing() -> Outcome {
     let mut down = cluster.script_command("down", &[]);
     let said = down.env("AMBIT_CLUSTER", &name).output()?;
     begun?;
+    let logs = cluster.folder().with_file_name(&name);
+    std::fs::remove_dir_all(&logs).context(logs.display())?;
     ensure(said.status.success(), format_args!("down failed: {said:?}"))?;
     for suffix in ["control", "node1", "node2"] {
         ensure(
