@@ -116,9 +116,10 @@ pub enum AppError {
 /// # Errors
 /// When it cannot start: then nothing has been touched.
 pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
+    // First of all: a container's first process does not even notice a signal that it is not ready for.
+    let mut signals = Signals::new().map_err(AppError::Signals)?;
     let checks = Checks::default();
     checks.note(rehearse(&config.origin).await?);
-    let mut signals = Signals::new().map_err(AppError::Signals)?;
     let Opened {
         records,
         memory,
