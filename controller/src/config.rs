@@ -8,7 +8,7 @@ use std::net::{Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use ambit_core::identity::{DEFAULT_TRUST_DOMAIN, SpiffeId};
-use ambit_core::names::{ClusterId, NetworkId};
+use ambit_core::names::{ClusterId, NetworkId, Text};
 use ambit_core::ports;
 use ambit_net::env::{EnvError, EnvReader};
 use ambit_net::telemetry::LogSettings;
@@ -124,12 +124,19 @@ fn mesh(env: &mut EnvReader) -> MeshNames {
         .parsed("DNS label", "ambit-system", |text| {
             is_label(text).then(|| text.to_owned())
         });
+    let excluded = env
+        .setting(
+            "AMBIT_EXCLUDED_NAMESPACES",
+            "Namespaces whose pods never join, separated by commas, beside kube-system and ambit-system; as the agents have it.",
+        )
+        .list();
     MeshNames {
         trust_domain: trust_domain.unwrap_or_default().into(),
         cluster_domain: cluster_domain.unwrap_or_default().into(),
         cluster: ClusterId::new(cluster),
         network: NetworkId::new(network.unwrap_or_default()),
         root_namespace: root_namespace.unwrap_or_default().into(),
+        excluded: excluded.into_iter().map(Text::from).collect(),
     }
 }
 

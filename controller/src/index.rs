@@ -41,6 +41,8 @@ pub struct MeshNames {
     pub network: NetworkId,
     /// Namespace whose policies hold mesh-wide.
     pub root_namespace: Text,
+    /// Namespaces whose pods never join, beside the system's.
+    pub excluded: BTreeSet<Text>,
 }
 
 /// An object from which resources are made.

@@ -201,6 +201,42 @@ mod tests {
     }
 
     #[test]
+    fn pods_of_excluded_namespaces_stay_out_and_get_no_certificate() {
+        let index = index(
+            "
+{apiVersion: v1, kind: Namespace, metadata: {name: kept-out, labels: {istio.io/dataplane-mode: ambient}}}
+---
+{apiVersion: v1, kind: Pod, metadata: {name: p, namespace: kept-out}, spec: {nodeName: n1, serviceAccountName: x}}
+",
+        );
+        let roster = Roster::of(&index, Vec::new());
+        assert_eq!(roster.pods[0].capture, CaptureState::Out);
+        let identity = SpiffeId::new("cluster.local", "kept-out", "x");
+        assert!(!roster.runs("n1", &identity));
+    }
+
+    #[test]
+    fn with_annotations_a_pod_is_captured_when_our_agent_says_so_and_no_report_counts() {
+        use ambit_core::enrollment::{CAPTURED_BY, CAPTURED_BY_AMBIT, REDIRECTION};
+        let cases = [
+            ("enabled", CAPTURED_BY_AMBIT, CaptureState::Captured),
+            ("pending", CAPTURED_BY_AMBIT, CaptureState::Pending),
+            ("", CAPTURED_BY_AMBIT, CaptureState::Pending),
+        ];
+        for (redirection, by, expected) in cases {
+            let mut index = Index::new(crate::testing::mesh(), CaptureSource::Annotations);
+            let pod = format!(
+                "{{apiVersion: v1, kind: Pod, metadata: {{name: p, namespace: a, annotations: {{{REDIRECTION}: '{redirection}', {CAPTURED_BY}: {by}}}}}, spec: {{nodeName: n1}}}}"
+            );
+            let namespace = "{apiVersion: v1, kind: Namespace, metadata: {name: a, labels: {istio.io/dataplane-mode: ambient}}}";
+            crate::testing::apply(&mut index, &format!("{namespace}\n---\n{pod}\n"));
+            index.apply(Event::Served(served("n1", &["a/p"])));
+            let roster = Roster::of(&index, Vec::new());
+            assert_eq!(roster.pods[0].capture, expected, "{redirection}");
+        }
+    }
+
+    #[test]
     fn only_identities_of_enrolled_pods_of_the_node_run_there() {
         let roster = roster();
         let identity =

@@ -30,6 +30,7 @@ pub(crate) fn mesh() -> MeshNames {
         cluster: ClusterId::new("Kubernetes"),
         network: NetworkId::default(),
         root_namespace: "mesh".into(),
+        excluded: ["kept-out".into()].into(),
     }
 }
 

@@ -276,6 +276,18 @@ pub fn read_to_end(stream: &mut TcpStream) -> Outcome<String> {
     Ok(crate::command::text(&answer))
 }
 
+/// Sees that an open connection is ended or reset by the other side, though nothing is sent on it.
+///
+/// # Errors
+/// When something arrives, or the connection stays open and silent.
+pub fn ended(stream: &mut TcpStream) -> Outcome {
+    match stream.read(&mut [0; 16]) {
+        Ok(0) => Ok(()),
+        Err(cut) if cut.kind() == ErrorKind::ConnectionReset => Ok(()),
+        other => Err(Failure::new(format!("the connection goes on: {other:?}"))),
+    }
+}
+
 /// Sees that a connection from a pod yields no byte: refused, reset or ended.
 ///
 /// # Errors

@@ -331,12 +331,12 @@ impl Mesh {
     }
 }
 
-/// The lines of a log that have all of `fields` (a value of `*` is any value).
+/// The lines of a log that have all of `fields`: a value of `*` is any value, an empty one that the line lacks the field.
 pub fn access(log: &str, fields: &[(&str, &str)]) -> Vec<BTreeMap<String, String>> {
     let has = |line: &BTreeMap<String, String>| {
-        fields.iter().all(|(key, value)| {
-            line.get(*key)
-                .is_some_and(|seen| *value == "*" || seen == value)
+        fields.iter().all(|(key, value)| match line.get(*key) {
+            Some(seen) => *value == "*" || seen == value,
+            None => value.is_empty(),
         })
     };
     log.lines().map(log_fields).filter(has).collect()

@@ -10,12 +10,16 @@
 
 #[path = "cluster/bed.rs"]
 mod bed;
+#[path = "cluster/control.rs"]
+mod control;
 #[path = "cluster/failing.rs"]
 mod failing;
 #[path = "cluster/installing.rs"]
 mod installing;
 #[path = "cluster/operating.rs"]
 mod operating;
+#[path = "cluster/services.rs"]
+mod services;
 
 use std::process::ExitCode;
 
@@ -40,6 +44,8 @@ fn trials() -> Vec<Trial> {
         ("bed", bed::CLAIMS),
         ("installing", installing::CLAIMS),
         ("operating", operating::CLAIMS),
+        ("control", control::CLAIMS),
+        ("services", services::CLAIMS),
         ("failing", failing::CLAIMS),
     ];
     let mut trials = Vec::new();

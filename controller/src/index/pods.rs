@@ -129,6 +129,9 @@ impl Index {
     /// Whether a pod belongs to the mesh; none when its namespace does not exist.
     pub fn enrollment(&self, pod: &Pod) -> Option<Enrollment> {
         let namespace = self.namespace(&pod.name.namespace)?;
+        if self.mesh.excluded.contains(&pod.name.namespace) {
+            return Some(Enrollment::SystemNamespace);
+        }
         Some(enrollment(&pod.facts(), &namespace.metadata()))
     }
 

@@ -247,6 +247,12 @@ fn a_pod_leaves_and_talks_in_clear_again() -> Outcome {
         ensure(rules.trim().is_empty(), rules)
     })?;
     ask(&pod, server.v4(), b"")?;
+    let in_clear = [
+        ("direction", "inbound"),
+        ("src.workload", "leaves"),
+        ("src.identity", ""),
+    ];
+    stage.mesh.wait_access(1, &in_clear)?;
     let fields = [("direction", "inbound"), ("src.identity", client.as_str())];
     let lines = tests::node::access(
         &stage.mesh.nodes.get(1).context("node 2")?.ztunnel.log(),

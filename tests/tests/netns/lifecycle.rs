@@ -7,7 +7,7 @@ use std::net::TcpStream;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use tests::app::{End, Manner, Server, ask, refused};
+use tests::app::{End, Manner, Server, ask, ended, refused};
 use tests::failure::{Context as _, Outcome, ensure, ensure_eq};
 use tests::inside;
 use tests::node::local;
@@ -91,10 +91,7 @@ fn a_stopping_proxy_cuts_what_does_not_end_in_time() -> Outcome {
     let node = stage.mesh.node(1)?;
     let status = node.ztunnel.stop(Duration::from_secs(5))?;
     ensure(status.success(), format_args!("{status}"))?;
-    ensure(
-        !matches!(open.read(&mut [0; 16]), Ok(1..)),
-        "the connection goes on",
-    )?;
+    ended(&mut open)?;
     server.wait_for_visit(|visit| visit.bytes() == 5 && visit.end().is_some())?;
     stage
         .mesh
@@ -114,7 +111,10 @@ fn a_killed_proxy_lets_nothing_through_and_its_successor_serves() -> Outcome {
     let before = server.visits().len();
     refused(&stage.client, server.v4(), b"secret")?;
     refused(&stage.outsider, server.v6(), b"secret")?;
-    refused(&stage.far, (stage.client.addresses.v4, 9).into(), b"secret")?;
+    let outward = Server::start(&stage.client, 7503, Manner::Sink)?;
+    refused(&stage.far, outward.v4(), b"secret")?;
+    refused(&stage.far, outward.v6(), b"secret")?;
+    outward.untouched_since(0)?;
     server.untouched_since(before)?;
     stage.mesh.restart_ztunnel(1)?;
     // The client's proxy may find its old tunnel dead first; that is the one attempt it may cost.

@@ -4,8 +4,8 @@ use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 
 use ambit_core::status::{CaptureState, PodStatus};
-use tests::app::{Manner, Server, ask, refused};
-use tests::failure::{Failure, Outcome, ensure, ensure_eq};
+use tests::app::{Manner, Server, ask, ended, refused};
+use tests::failure::{Context as _, Outcome, ensure, ensure_eq};
 use tests::inside;
 use tests::poll;
 
@@ -194,13 +194,7 @@ fn a_changed_policy_cuts_open_connections() -> Outcome {
         &policy("changing", "only-near", "changing", "DENY", rules),
     )?;
     for stream in &mut forbidden {
-        // Nothing is sent: the proxy ends the connection by itself.
-        let ended = stream.read(&mut [0; 16]);
-        match ended {
-            Ok(0) => {}
-            Err(cause) if cause.kind() == std::io::ErrorKind::ConnectionReset => {}
-            other => return Err(Failure::new(format!("it goes on: {other:?}"))),
-        }
+        ended(stream)?;
     }
     stage.mesh.wait_access(
         1,
@@ -230,10 +224,7 @@ fn strict_cuts_open_plaintext() -> Outcome {
         &[(&pod, 1)],
         &peer_authentication("stricter", "STRICT"),
     )?;
-    ensure(
-        !matches!(plain.read(&mut [0; 16]), Ok(1..)),
-        "plaintext goes on",
-    )?;
+    ended(&mut plain).context("plaintext")?;
     let before = server.visits().len();
     refused(&stage.outsider, server.v6(), b"secret")?;
     server.untouched_since(before)?;
