@@ -20,6 +20,8 @@ mod installing;
 mod operating;
 #[path = "cluster/services.rs"]
 mod services;
+#[path = "cluster/joining.rs"]
+mod joining;
 
 use std::process::ExitCode;
 
@@ -43,6 +45,7 @@ fn trials() -> Vec<Trial> {
     let subjects: &[(&str, &[Claim])] = &[
         ("bed", bed::CLAIMS),
         ("installing", installing::CLAIMS),
+        ("joining", joining::CLAIMS),
         ("operating", operating::CLAIMS),
         ("control", control::CLAIMS),
         ("services", services::CLAIMS),

@@ -364,7 +364,9 @@ fn outcome(stand: &Stand) -> Outcome {
 fn stand(serving: Serving) -> Stand {
     match serving {
         Serving::Served => Stand::Captured,
-        Serving::Waiting => Stand::Held("no ztunnel has taken it yet".into()),
+        Serving::Waiting => Stand::Held(
+            "no ztunnel has taken it yet; is one running and ready on this node?".into(),
+        ),
         Serving::Refused(why) => Stand::Held(format!("ztunnel cannot serve it: {why}").into()),
     }
 }

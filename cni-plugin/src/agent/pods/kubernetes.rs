@@ -121,7 +121,11 @@ impl Kubernetes {
             tokio::select! {
                 Some(event) = self.pods.next() => self.hear_of_pods(event),
                 Some(event) = self.namespaces.next() => self.hear_of_namespaces(event),
-                Ok(()) = self.beside.changed() => self.news = true,
+                Ok(()) = self.beside.changed() => {
+                    let beside = *self.beside.borrow();
+                    info!(beside, "another ambient mesh's agent on this node: pods that ask by Istio's label are its own");
+                    self.news = true;
+                }
             }
         }
     }
