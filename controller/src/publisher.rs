@@ -85,21 +85,27 @@ impl Publisher {
 
     /// Takes one batch.
     pub(crate) fn take(&mut self, events: impl Iterator<Item = Event>) {
+        // Most changes of a cluster's objects are none to the mesh.
+        let mut news = false;
         for event in events {
             match event {
-                Event::Problems(problems) => self.source_problems = problems,
+                Event::Problems(problems) => {
+                    self.source_problems = problems;
+                    news = true;
+                }
                 Event::Synced if !self.synced => {
                     self.synced = true;
+                    news = true;
                     info!("the sources have been read");
                 }
                 event => {
-                    self.locate(&event);
+                    news |= self.locate(&event) || matches!(event, Event::Served(_));
                     self.dirty.extend(self.index.apply(event));
                 }
             }
         }
         // Before that, what an object names may only not have been read yet.
-        if !self.synced {
+        if !self.synced || (self.dirty.is_empty() && !news) {
             return;
         }
         for source in std::mem::take(&mut self.dirty) {
@@ -108,20 +114,21 @@ impl Publisher {
         self.publish();
     }
 
-    /// Notes where an object is written.
-    fn locate(&mut self, event: &Event) {
+    /// Notes where an object is written; true when that is another place than before.
+    fn locate(&mut self, event: &Event) -> bool {
         let (key, origin) = match event {
             Event::Applied(applied) => (&applied.key, applied.origin.as_ref()),
             Event::Deleted(key) => (key, None),
-            _ => return,
+            _ => return false,
         };
         let Some(source) = Source::of(key) else {
-            return;
+            return false;
         };
-        match origin {
+        let before = match origin {
             Some(origin) => self.origins.insert(source, Text::clone(origin)),
             None => self.origins.remove(&source),
         };
+        before.as_ref() != origin
     }
 
     /// Where an object is, for people.

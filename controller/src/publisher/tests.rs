@@ -90,8 +90,10 @@ fn what_changes_nothing_wakes_no_subscriber() {
     bench.take(world());
     bench.take(vec![Event::Synced]);
     bench.snapshots.mark_unchanged();
+    bench.roster.mark_unchanged();
     bench.take(world());
     assert!(!bench.snapshots.has_changed().unwrap());
+    assert!(!bench.roster.has_changed().unwrap());
     bench.take(vec![Event::Served(served("n1", &["a/p"]))]);
     assert!(bench.snapshots.has_changed().unwrap());
     assert_eq!(bench.roster().pods[0].capture, CaptureState::Captured);

@@ -25,8 +25,8 @@ use crate::watch::{Applied, Event, Kind, Object, ObjectKey};
 
 /// Objects of one page. A pod is some 10 kB as JSON and less than half of that as an object.
 const PAGE: u32 = 200;
-/// Wait for one page, and for the beginning of a watch.
-const DEADLINE: Duration = Duration::from_secs(30);
+/// Wait for one answer: a page, or the beginning of a watch.
+pub(super) const DEADLINE: Duration = Duration::from_secs(30);
 /// How long the server keeps one watch, in seconds. Watches that it has not ended a little later are on a dead connection.
 const WATCH: u32 = 60;
 /// Silence after which a watch is taken to be dead.

@@ -10,10 +10,10 @@ use ambit_core::names::NamespacedName;
 use kube::core::{ApiResource, DynamicObject, GroupVersionKind};
 use kube::{Api, Client};
 use serde_json::Value;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 use tracing::info;
 
-use super::follow::{End, Follower, Steps};
+use super::follow::{DEADLINE, End, Follower, Steps};
 use crate::crds::{Policy, SECURITY_GROUP, VERSIONS};
 use crate::watch::object::{ObjectError, checked_name};
 use crate::watch::{Kind, Object};
@@ -30,20 +30,13 @@ pub(super) async fn follow(kind: Kind, client: Client, steps: Steps) {
     let mut follower = Follower::new(kind, read, steps);
     let mut said_absent = false;
     loop {
-        let versions = match versions(&client).await {
-            Ok(versions) => versions,
-            Err(error) => {
-                if !follower
-                    .trouble(format!(
-                        "the API server does not say what it serves: {error}"
-                    ))
-                    .await
-                {
-                    return;
-                }
-                follower.pause().await;
-                continue;
+        let Ok(Ok(versions)) = timeout(DEADLINE, versions(&client)).await else {
+            let cause = "the API server does not say what it serves".to_owned();
+            if !follower.trouble(cause).await {
+                return;
             }
+            follower.pause().await;
+            continue;
         };
         for version in versions {
             let gvk = GroupVersionKind::gvk(SECURITY_GROUP, &version, kind.as_str());
