@@ -1,10 +1,12 @@
 //! The control plane in trouble: no controller, no API server, no right to read. Traffic goes on, nothing fails open, and what
 //! is wrong is said.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use tests::app::{Manner, Server, ask, refused};
-use tests::cluster::{Cluster, NODES, PATIENCE, Pod, SYSTEM, Space};
+use tests::cluster::{Cluster, Machine, NODES, PATIENCE, Pod, SYSTEM, Space};
 use tests::failure::{Context as _, Failure, Outcome, ensure, ensure_eq};
 use tests::netns::Site;
 use tests::poll;
@@ -24,6 +26,10 @@ pub(crate) const CLAIMS: &[Claim] = &[
     (
         "controllers_that_start_without_an_api_server_wait_for_it",
         api_server_away_at_the_start,
+    ),
+    (
+        "an_agent_that_starts_without_an_api_server_keeps_what_is_captured",
+        agent_without_api_server,
     ),
     (
         "a_controller_that_may_not_read_pods_says_so_and_serves_nothing",
@@ -162,9 +168,7 @@ fn api_server_away_at_the_start() -> Outcome {
     {
         let _back = Undo(|| api_server(cluster, "start"));
         api_server(cluster, "stop")?;
-        // Kubelet starts it again by itself.
-        let end = r#"for exe in /proc/[0-9]*/exe; do case $(readlink "$exe") in */usr/bin/controller) pid=${exe#/proc/}; kill "${pid%/exe}";; esac; done"#;
-        machine.run(&["sh", "-c", end])?;
+        end(&machine, "controller")?;
         let waits = || {
             machine.run(&[
                 "sh",
@@ -185,6 +189,50 @@ fn api_server_away_at_the_start() -> Outcome {
     }
     cluster.mesh_ready()?;
     mesh.takes_changes("after")
+}
+
+fn agent_without_api_server() -> Outcome {
+    let mesh = Mesh::new("blind")?;
+    let cluster = mesh.space.cluster;
+    {
+        let _back = Undo(|| api_server(cluster, "start"));
+        api_server(cluster, "stop")?;
+        for node in NODES {
+            let machine = cluster.machine(node);
+            let before = processes(&machine, "ambit-cni-agent")?;
+            end(&machine, "ambit-cni-agent")?;
+            poll::until(
+                format_args!("another agent on {node} than {before}"),
+                PATIENCE,
+                || {
+                    let now = processes(&machine, "ambit-cni-agent").ok()?;
+                    (!now.is_empty() && now != before).then_some(())
+                },
+            )?;
+        }
+        // It has nobody to ask; long enough for one that would let go of its pods.
+        poll::stays(Duration::from_secs(5), || mesh.holds())?;
+    }
+    cluster.mesh_ready()?;
+    let late = mesh.space.pod("late", NODES[0])?;
+    late.wait_captured(PATIENCE)?;
+    mesh.takes_changes("after")
+}
+
+/// Ends the processes of a program of the mesh on a node; kubelet starts it again by itself.
+fn end(machine: &Machine, program: &str) -> Outcome {
+    for process in processes(machine, program)?.split_whitespace() {
+        machine.run(&["kill", process])?;
+    }
+    Ok(())
+}
+
+/// The processes of a program of the mesh on a node, as numbers of the node.
+fn processes(machine: &Machine, program: &str) -> Outcome<String> {
+    let find = format!(
+        r#"for exe in /proc/[0-9]*/exe; do case $(readlink "$exe") in */usr/bin/{program}) exe=${{exe#/proc/}}; echo "${{exe%/exe}}";; esac; done"#
+    );
+    machine.run(&["sh", "-c", &find])
 }
 
 /// Stops or starts the API server; a started one answers before this returns.
