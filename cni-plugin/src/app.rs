@@ -7,7 +7,6 @@ mod kubernetes;
 mod release;
 
 use std::collections::BTreeMap;
-use std::future::pending;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -26,6 +25,7 @@ use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing::{info, warn};
 
+use crate::agent::annotate::Annotator;
 use crate::agent::api::ClientError;
 use crate::agent::installation::Installation;
 use crate::agent::memory::{self, MemoryError, Opened, Record};
@@ -173,7 +173,7 @@ pub async fn run(config: Config, log: Arc<Log>) -> Result<(), AppError> {
         socket = %config.handoff_socket.display(),
         "the node agent has started"
     );
-    let end = signals.end(installation.as_ref()).await;
+    let end = signals.end(installation).await;
     let running = [&pods, &links, &operators, &disk];
     finish(end, (&config, &mut signals), &report, running).await
 }
@@ -191,20 +191,20 @@ async fn finish(
             tasks.drain(STOP_DEADLINE).await;
         }
     };
-    match end {
+    match &end {
         End::Stops => {
             info!("the node agent stops; captured pods stay captured");
             drained.await;
         }
         // At once: the right to say so may go any moment.
-        End::Removed | End::RemovedAndStops => {
-            tokio::join!(release::revoke(config, report.watch()), drained);
+        End::Removed(annotator) | End::RemovedAndStops(annotator) => {
+            tokio::join!(release::revoke(annotator, report.watch()), drained);
         }
     }
     match end {
         End::Stops => Ok(()),
-        End::RemovedAndStops => release::uninstall(config).await,
-        End::Removed => {
+        End::RemovedAndStops(_) => release::uninstall(config).await,
+        End::Removed(_) => {
             let undone = release::uninstall(config).await;
             // Ending now would have the agent started again.
             signals.wait().await;
@@ -214,14 +214,13 @@ async fn finish(
 }
 
 /// How the agent ends.
-#[derive(Clone, Copy)]
 enum End {
     /// It is told to stop and will be back.
     Stops,
-    /// The mesh is taken off the cluster.
-    Removed,
+    /// The mesh is taken off the cluster; the pods are to be told.
+    Removed(Annotator),
     /// Both.
-    RemovedAndStops,
+    RemovedAndStops(Annotator),
 }
 
 /// What tells the agent to stop.
@@ -239,20 +238,18 @@ impl Signals {
     }
 
     /// Waits until the agent is to end in some way.
-    async fn end(&mut self, installation: Option<&Installation>) -> End {
-        let removed = async {
-            match installation {
-                Some(installation) => installation.removed().await,
-                None => pending().await,
-            }
+    async fn end(&mut self, installation: Option<(Installation, Annotator)>) -> End {
+        let Some((installation, annotator)) = installation else {
+            self.wait().await;
+            return End::Stops;
         };
         tokio::select! {
             () = self.wait() => {}
-            () = removed => return End::Removed,
+            () = installation.removed() => return End::Removed(annotator),
         }
-        match installation {
-            Some(installation) if installation.is_removed().await => End::RemovedAndStops,
-            _ => End::Stops,
+        match installation.is_removed().await {
+            true => End::RemovedAndStops(annotator),
+            false => End::Stops,
         }
     }
 

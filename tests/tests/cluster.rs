@@ -22,6 +22,12 @@ mod operating;
 mod services;
 #[path = "cluster/joining.rs"]
 mod joining;
+#[path = "cluster/probing.rs"]
+mod probing;
+#[path = "cluster/carrying.rs"]
+mod carrying;
+#[path = "cluster/uninstalling.rs"]
+mod uninstalling;
 
 use std::process::ExitCode;
 
@@ -50,6 +56,9 @@ fn trials() -> Vec<Trial> {
         ("control", control::CLAIMS),
         ("services", services::CLAIMS),
         ("failing", failing::CLAIMS),
+        ("probing", probing::CLAIMS),
+        ("carrying", carrying::CLAIMS),
+        ("uninstalling", uninstalling::CLAIMS),
     ];
     let mut trials = Vec::new();
     for (subject, claims) in subjects {

@@ -4,7 +4,8 @@
 //! When in doubt nothing is undone: a captured pod without a mesh refuses connections, one that was released by mistake
 //! would speak plain text. Knows nothing of what cleaning up is.
 
-use std::fmt;
+use std::fmt::{self, Debug};
+use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -12,10 +13,12 @@ use std::time::Duration;
 use ambit_net::backoff::Backoff;
 use futures_util::StreamExt as _;
 use k8s_openapi::api::apps::v1::DaemonSet;
+use k8s_openapi::api::core::v1::Namespace;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event, watcher};
-use kube::{Api, Client};
+use kube::{Api, Client, Resource};
+use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
 use tracing::{error, info};
 
@@ -68,36 +71,20 @@ impl Installation {
         }
     }
 
-    /// Waits until the DaemonSet is deleted. A watch that is open goes on when the agent's rights are deleted as well, which is
-    /// why it is not enough to ask when the agent is told to stop.
+    /// Waits until the DaemonSet is deleted, or its namespace, which is told first. A watch that is open goes on when the agent's
+    /// rights are deleted as well, which is why it is not enough to ask when the agent is told to stop.
     ///
     /// # Cancel safety
     /// Cancel safe: a later call begins anew.
     pub async fn removed(&self) {
-        let only = watcher::Config::default().fields(&format!("metadata.name={}", self.name));
-        let api =
-            Api::<PartialObjectMeta<DaemonSet>>::namespaced(self.client.clone(), &self.namespace);
-        let mut said = watcher(api, only).boxed();
-        let mut waits = Backoff::new(RETRY_WAITS.0, RETRY_WAITS.1, || 0);
-        let (mut known, mut listed) = (Known::Nothing, false);
-        loop {
-            match said.next().await {
-                Some(Ok(event)) => {
-                    waits.reset();
-                    known = next(known, &mut listed, &event);
-                    if known == Known::There {
-                        self.seen.store(true, Ordering::Relaxed);
-                    }
-                    if known == Known::Removed {
-                        info!(daemonset = ?self, "the mesh is taken off this cluster");
-                        return;
-                    }
-                }
-                // Without the right to watch, asking at the end is what remains.
-                Some(Err(_)) => sleep(waits.next_wait()).await,
-                None => std::future::pending().await,
-            }
+        let client = || self.client.clone();
+        let namespace = Api::<PartialObjectMeta<Namespace>>::all(client());
+        let daemon_set = Api::<PartialObjectMeta<DaemonSet>>::namespaced(client(), &self.namespace);
+        tokio::select! {
+            () = until_deleted(namespace, &self.namespace, || ()) => {}
+            () = until_deleted(daemon_set, &self.name, || self.seen.store(true, Ordering::Relaxed)) => {}
         }
+        info!(daemonset = ?self, "the mesh is taken off this cluster");
     }
 
     /// Whether the DaemonSet is gone or going, now that the agent is to stop.
@@ -129,8 +116,34 @@ impl Installation {
     }
 }
 
+/// Waits until an object that has been there is deleted, with all that depends on it; `there` is called whenever it is seen.
+async fn until_deleted<K>(api: Api<PartialObjectMeta<K>>, name: &str, there: impl Fn())
+where
+    PartialObjectMeta<K>:
+        Resource<DynamicType = ()> + Clone + Debug + DeserializeOwned + Send + 'static,
+{
+    let only = watcher::Config::default().fields(&format!("metadata.name={name}"));
+    let mut said = watcher(api, only).boxed();
+    let mut waits = Backoff::new(RETRY_WAITS.0, RETRY_WAITS.1, || 0);
+    let (mut known, mut listed) = (Known::Nothing, false);
+    while known != Known::Removed {
+        match said.next().await {
+            Some(Ok(event)) => {
+                waits.reset();
+                known = next(known, &mut listed, &event);
+                if known == Known::There {
+                    there();
+                }
+            }
+            // Without the right to watch, asking at the end is what remains.
+            Some(Err(_)) => sleep(waits.next_wait()).await,
+            None => pending().await,
+        }
+    }
+}
+
 /// What is known after an event. `listed` is whether a list that is under way has named the DaemonSet.
-fn next(known: Known, listed: &mut bool, event: &Event<PartialObjectMeta<DaemonSet>>) -> Known {
+fn next<K>(known: Known, listed: &mut bool, event: &Event<PartialObjectMeta<K>>) -> Known {
     match event {
         Event::Init => {
             *listed = false;

@@ -83,11 +83,12 @@ impl Ground {
         }
     }
 
-    /// The DaemonSet that this agent is part of, if it is part of one.
-    pub(super) fn installation(&self) -> Option<Installation> {
+    /// The DaemonSet that this agent is part of, if it is part of one, and what says on pods that they are captured.
+    pub(super) fn installation(&self) -> Option<(Installation, Annotator)> {
         let namespace = self.config.namespace.clone()?;
         let name = self.config.daemon_set.clone();
-        Some(Installation::new(self.client.clone(), namespace, name))
+        let installation = Installation::new(self.client.clone(), namespace, name);
+        Some((installation, Annotator::new(self.client.clone())))
     }
 
     /// Where pods come from.

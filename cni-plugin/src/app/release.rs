@@ -46,7 +46,17 @@ const AT_ONCE: usize = 16;
 pub async fn release_all(config: Config) -> Result<(), AppError> {
     if let Origin::Kubernetes(_) = &config.origin {
         let told = memory::open(&config.state_dir)?.records;
-        withdraw(told.into_values().map(|record| record.spec.pod)).await;
+        let told = told.into_values().map(|record| record.spec.pod);
+        match api::client().await {
+            Ok(client) => withdraw(&Annotator::new(client), told).await,
+            Err(error) => {
+                let error = with_causes(&error);
+                warn!(
+                    error,
+                    "the pods cannot be told that they are captured no more"
+                );
+            }
+        }
     }
     undo(&config).await
 }
@@ -77,36 +87,21 @@ pub(super) async fn uninstall(config: &Config) -> Result<(), AppError> {
 }
 
 /// Says on the pods that they are captured no more.
-pub(super) async fn revoke(config: &Config, pods: watch::Receiver<Pods>) {
-    if let Origin::Kubernetes(_) = &config.origin {
-        let pods = pods.borrow().clone();
-        let pods = pods.into_iter().map(|(uid, pod): (PodUid, _)| HandoffPod {
-            uid,
-            name: pod.name,
-            service_account: "".into(),
-        });
-        withdraw(pods).await;
-    }
+pub(super) async fn revoke(annotator: &Annotator, pods: watch::Receiver<Pods>) {
+    let pods = pods.borrow().clone();
+    let pods = pods.into_iter().map(|(uid, pod): (PodUid, _)| HandoffPod {
+        uid,
+        name: pod.name,
+        service_account: "".into(),
+    });
+    withdraw(annotator, pods).await;
 }
 
-async fn withdraw(pods: impl Iterator<Item = HandoffPod>) {
-    let annotator = match api::client().await {
-        Ok(client) => Annotator::new(client),
-        Err(error) => {
-            warn!(
-                error = with_causes(&error),
-                "the pods cannot be told that they are captured no more"
-            );
-            return;
-        }
-    };
-    let each = |pod: HandoffPod| {
-        let annotator = &annotator;
-        async move {
-            if let Err(error) = annotator.withdraw(&pod).await {
-                let error = with_causes(&error);
-                warn!(pod = %pod.name, error, "the pod still says that it is captured");
-            }
+async fn withdraw(annotator: &Annotator, pods: impl Iterator<Item = HandoffPod>) {
+    let each = async |pod: HandoffPod| {
+        if let Err(error) = annotator.withdraw(&pod).await {
+            let error = with_causes(&error);
+            warn!(pod = %pod.name, error, "the pod still says that it is captured");
         }
     };
     futures_util::stream::iter(pods)

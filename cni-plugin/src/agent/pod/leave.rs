@@ -52,6 +52,9 @@ impl PodTask {
     async fn remove_pod(&mut self, spec: &Spec) -> Result<Ended, StepError> {
         let held = match self.open(spec).await {
             Err(error) if error.is_absence() => {
+                // A pod that has run to its end is still known, as one of the past.
+                self.tools.revoke(&spec.pod).await?;
+                self.announced = false;
                 self.let_go(&spec.pod, GONE).await;
                 return Ok(Ended::Again);
             }
