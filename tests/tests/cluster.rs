@@ -8,6 +8,8 @@
     reason = "measured figures are shown; an object of the API is changed by pod[\"spec\"][..], which only panics on what is none"
 )]
 
+#[path = "cluster/adding.rs"]
+mod adding;
 #[path = "cluster/bed.rs"]
 mod bed;
 #[path = "cluster/control.rs"]
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
 
 fn trials() -> Vec<Trial> {
     let subjects: &[(&str, &[Claim])] = &[
+        ("adding", adding::CLAIMS),
         ("bed", bed::CLAIMS),
         ("installing", installing::CLAIMS),
         ("joining", joining::CLAIMS),
