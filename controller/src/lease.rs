@@ -147,7 +147,11 @@ impl Candidate {
         }
         let now = self.renewed.is_some();
         if leads.send_replace(now) != now {
-            info!(lease = LEASE, identity = %self.identity, leads = now, "this replica leads, or no longer");
+            let identity = &self.identity;
+            match now {
+                true => info!(lease = LEASE, %identity, "this replica leads"),
+                false => info!(lease = LEASE, %identity, "this replica no longer leads"),
+            }
         }
         let turn = sleep(TURN);
         match self.renewed {

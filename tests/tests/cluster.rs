@@ -24,6 +24,8 @@ mod operating;
 mod services;
 #[path = "cluster/joining.rs"]
 mod joining;
+#[path = "cluster/policies.rs"]
+mod policies;
 #[path = "cluster/probing.rs"]
 mod probing;
 #[path = "cluster/carrying.rs"]
@@ -59,6 +61,7 @@ fn trials() -> Vec<Trial> {
         ("control", control::CLAIMS),
         ("services", services::CLAIMS),
         ("failing", failing::CLAIMS),
+        ("policies", policies::CLAIMS),
         ("probing", probing::CLAIMS),
         ("carrying", carrying::CLAIMS),
         ("uninstalling", uninstalling::CLAIMS),

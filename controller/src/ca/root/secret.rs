@@ -1,7 +1,7 @@
 //! The root in a Kubernetes Secret: made by the first replica that finds none, read by all, followed while they run.
 //!
 //! Called by the app where Kubernetes is the source. The Secret is created and never written again; who replaces the root
-//! edits it (docs/decisions/0010), and every replica signs and trusts as it says from then on.
+//! edits it (docs/decisions/0011), and every replica signs and trusts as it says from then on.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
