@@ -9,6 +9,7 @@ mod release;
 use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,7 @@ use ambit_net::tasks::Tasks;
 use ambit_net::telemetry::{Log, VERSION};
 use thiserror::Error;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::agent::annotate::Annotator;
@@ -48,6 +50,9 @@ pub use release::release_all;
 const STOP_DEADLINE: Duration = Duration::from_secs(2);
 /// Name of the check that says what the kernel can do.
 const KERNEL: &str = "kernel";
+
+/// How long news may be on its way.
+const NEWS_DEADLINE: Duration = Duration::from_secs(3);
 
 /// Why the agent does not start, or cannot clean up.
 #[derive(Debug, Error)]
@@ -193,7 +198,9 @@ async fn finish(
     };
     match &end {
         End::Stops => {
-            info!("the node agent stops; captured pods stay captured");
+            info!(
+                "the node agent stops; captured pods stay captured (docs/uninstall.md if the mesh is uninstalled)"
+            );
             drained.await;
         }
         // At once: the right to say so may go any moment.
@@ -243,11 +250,18 @@ impl Signals {
             self.wait().await;
             return End::Stops;
         };
+        let mut removed = pin!(installation.removed());
         tokio::select! {
+            biased;
+            () = &mut removed => return End::Removed(annotator),
             () = self.wait() => {}
-            () = installation.removed() => return End::Removed(annotator),
         }
-        match installation.is_removed().await {
+        let said = match installation.is_removed().await {
+            Some(said) => said,
+            // The news may be on its way: what ends the agent's rights comes with what ends the agent.
+            None => timeout(NEWS_DEADLINE, removed).await.is_ok(),
+        };
+        match said {
             true => End::RemovedAndStops(annotator),
             false => End::Stops,
         }

@@ -20,7 +20,7 @@ use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client, Resource};
 use serde::de::DeserializeOwned;
 use tokio::time::{sleep, timeout};
-use tracing::{error, info};
+use tracing::{info, warn};
 
 use super::api::{explain, status_code};
 
@@ -87,32 +87,41 @@ impl Installation {
         info!(daemonset = ?self, "the mesh is taken off this cluster");
     }
 
-    /// Whether the DaemonSet is gone or going, now that the agent is to stop.
+    /// Whether the DaemonSet or its namespace is gone or going, now that the agent is to stop; nothing if nobody can tell.
     ///
     /// # Cancel safety
     /// Cancel safe.
-    pub async fn is_removed(&self) -> bool {
-        let api = Api::<DaemonSet>::namespaced(self.client.clone(), &self.namespace);
-        let asked = timeout(DEADLINE, api.get_metadata(&self.name)).await;
-        let why = match asked {
-            Ok(Ok(found)) => return seen(Known::There, &found.metadata) == Known::Removed,
-            Ok(Err(error)) if status_code(&error) == Some(404) => {
-                return self.seen.load(Ordering::Relaxed);
+    pub async fn is_removed(&self) -> Option<bool> {
+        let client = || self.client.clone();
+        let daemon_sets = Api::<DaemonSet>::namespaced(client(), &self.namespace);
+        let namespaces = Api::<Namespace>::all(client());
+        // Its namespace ends a pod as well, maybe before its DaemonSet.
+        let both = async {
+            tokio::join!(
+                daemon_sets.get_metadata(&self.name),
+                namespaces.get_metadata(&self.namespace)
+            )
+        };
+        let Ok((daemon_set, namespace)) = timeout(DEADLINE, both).await else {
+            warn!(daemonset = ?self, "the API server does not say in time whether the mesh is uninstalled");
+            return None;
+        };
+        let goes = |metadata: &ObjectMeta| seen(Known::There, metadata) == Known::Removed;
+        if namespace.is_ok_and(|found| goes(&found.metadata)) {
+            return Some(true);
+        }
+        match daemon_set {
+            Ok(found) => Some(goes(&found.metadata)),
+            Err(error) if status_code(&error) == Some(404) => {
+                Some(self.seen.load(Ordering::Relaxed))
             }
             // Also a refusal is doubt: rights and tokens are lost in other ways as well.
-            Ok(Err(error)) => explain("read the agent's own DaemonSet", &error),
-            Err(_elapsed) => format!(
-                "the API server does not answer within {} s",
-                DEADLINE.as_secs()
-            ),
-        };
-        error!(
-            daemonset = ?self,
-            error = why,
-            "cannot tell whether the mesh is uninstalled, so all pods stay captured; if it is, clean the node by \
-             docs/uninstall.md"
-        );
-        false
+            Err(error) => {
+                let error = explain("read the agent's own DaemonSet", &error);
+                warn!(daemonset = ?self, error, "cannot tell whether the mesh is uninstalled");
+                None
+            }
+        }
     }
 }
 
