@@ -286,11 +286,15 @@ impl Cluster {
             .get("items")
             .and_then(Value::as_array)
             .context("no list")?;
+        // One that ends has a successor already.
+        let stays = |pod: &&Value| pod.pointer("/metadata/deletionTimestamp").is_none();
+        let pods: Vec<&Value> = pods.iter().filter(stays).collect();
         ensure(
             !pods.is_empty(),
             format_args!("no pod of {program} in {SYSTEM}"),
         )?;
-        pods.iter().map(|pod| Pod::from_object(self, pod)).collect()
+        let pods = pods.into_iter().map(|pod| Pod::from_object(self, pod));
+        pods.collect()
     }
 
     /// The one pod of a program on a node.

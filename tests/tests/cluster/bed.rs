@@ -88,6 +88,7 @@ fn pods_reach_each_other() -> Outcome {
 
 fn same_name_is_refused() -> Outcome {
     let cluster = Cluster::find()?;
+    let _turn = cluster.share();
     let Err(said) = cluster.script("up", &[]) else {
         return ensure(false, "a second `up` ended well");
     };
@@ -99,6 +100,8 @@ fn same_name_is_refused() -> Outcome {
 
 fn crash_leaves_nothing() -> Outcome {
     let cluster = Cluster::find()?;
+    // A second cluster takes what others may be measuring with.
+    let _turn = cluster.alone();
     let name = format!("crash{:04x}", fastrand::u16(..));
     let place = |suffix: &str| format!("/run/netns/{name}-{suffix}");
     let mut up = cluster

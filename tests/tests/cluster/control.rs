@@ -1,8 +1,6 @@
 //! The control plane in trouble: no controller, no API server, no right to read. Traffic goes on, nothing fails open, and what
 //! is wrong is said.
 
-use std::time::Duration;
-
 use serde_json::{Value, json};
 
 use tests::app::{Manner, Server, ask, refused};
@@ -26,10 +24,6 @@ pub(crate) const CLAIMS: &[Claim] = &[
     (
         "controllers_that_start_without_an_api_server_wait_for_it",
         api_server_away_at_the_start,
-    ),
-    (
-        "an_agent_that_starts_without_an_api_server_keeps_what_is_captured",
-        agent_without_api_server,
     ),
     (
         "a_controller_that_may_not_read_pods_says_so_and_serves_nothing",
@@ -188,34 +182,6 @@ fn api_server_away_at_the_start() -> Outcome {
         }
     }
     cluster.mesh_ready()?;
-    mesh.takes_changes("after")
-}
-
-fn agent_without_api_server() -> Outcome {
-    let mesh = Mesh::new("blind")?;
-    let cluster = mesh.space.cluster;
-    {
-        let _back = Undo(|| api_server(cluster, "start"));
-        api_server(cluster, "stop")?;
-        for node in NODES {
-            let machine = cluster.machine(node);
-            let before = processes(&machine, "ambit-cni-agent")?;
-            end(&machine, "ambit-cni-agent")?;
-            poll::until(
-                format_args!("another agent on {node} than {before}"),
-                PATIENCE,
-                || {
-                    let now = processes(&machine, "ambit-cni-agent").ok()?;
-                    (!now.is_empty() && now != before).then_some(())
-                },
-            )?;
-        }
-        // It has nobody to ask; long enough for one that would let go of its pods.
-        poll::stays(Duration::from_secs(5), || mesh.holds())?;
-    }
-    cluster.mesh_ready()?;
-    let late = mesh.space.pod("late", NODES[0])?;
-    late.wait_captured(PATIENCE)?;
     mesh.takes_changes("after")
 }
 

@@ -37,17 +37,23 @@ fn every_program_is_ready() -> Outcome {
     let _turn = cluster.share();
     cluster.with_mesh()?;
     for (program, ..) in PROGRAMS {
-        let pods = cluster.mesh_pods(program)?;
-        ensure_eq(pods.len(), NODES.len(), format_args!("pods of {program}"))?;
-        for node in NODES {
-            let pod = cluster.mesh_pod_on(program, node)?;
-            let ready = pod.object().pointer("/status/containerStatuses/0/ready");
-            ensure_eq(
-                ready,
-                Some(&json!(true)),
-                format_args!("{program} on {node} ready"),
-            )?;
-        }
+        // A test before this one may have restarted a node or a program.
+        poll::until_ok(PATIENCE, || one_ready_pod_on_each_node(cluster, program))?;
+    }
+    Ok(())
+}
+
+fn one_ready_pod_on_each_node(cluster: &'static Cluster, program: &str) -> Outcome {
+    let pods = cluster.mesh_pods(program)?;
+    ensure_eq(pods.len(), NODES.len(), format_args!("pods of {program}"))?;
+    for node in NODES {
+        let pod = cluster.mesh_pod_on(program, node)?;
+        let ready = pod.object().pointer("/status/containerStatuses/0/ready");
+        ensure_eq(
+            ready,
+            Some(&json!(true)),
+            format_args!("{program} on {node} ready"),
+        )?;
     }
     Ok(())
 }
